@@ -1,0 +1,18 @@
+"""Large-kernel depthwise convolution on GPUs, in Triton, and RepLKNet on top of it.
+
+    >>> import torch, lk_triton
+    >>> x, w = torch.randn(1, 8, 32, 32), torch.randn(8, 1, 31, 31)
+    >>> lk_triton.depthwise_conv2d(x, w, activation="relu").shape
+    torch.Size([1, 8, 32, 32])
+
+Importing this package touches no GPU and does not import Triton. ``lk_triton.models`` has the networks.
+"""
+
+from . import nn
+from .functional import Explanation, depthwise_conv2d, explain
+from .log import logger
+from .tuning.plan import Plan, use
+
+__version__ = "0.1.0"
+
+__all__ = ["Explanation", "Plan", "depthwise_conv2d", "explain", "logger", "nn", "use"]

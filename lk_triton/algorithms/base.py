@@ -1,0 +1,147 @@
+"""The protocol that every algorithm offers, and what they share: a kernel launch as data, and a roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import layout
+from ..device import Device
+from ..problem import ConvProblem
+
+Config = Any
+"""A frozen dataclass of compile-time choices; each algorithm has its own."""
+
+LAUNCH_SECONDS = 3e-6
+MMA_EFFICIENCY = 0.6
+"""Share of the MMA peak that a well-fed Triton main loop reaches. An assumption, not a measurement."""
+
+
+class Estimate(NamedTuple):
+    """Predicted time of one launch in seconds, and the resource that limits it."""
+
+    seconds: float
+    limiter: str
+
+
+class Algorithm(Protocol):
+    """One way to compute a ``ConvProblem``. Nothing outside its host file knows its tile sizes."""
+
+    name: str
+
+    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+        """None where the algorithm can serve, else the reason why not (also the text of the user's error)."""
+        ...
+
+    def configs(self, problem: ConvProblem, device: Device) -> list[Config]:
+        """Legal configs for this device."""
+        ...
+
+    def estimate(self, problem: ConvProblem, config: Config, device: Device) -> Estimate:
+        """Predicted time of ``config``."""
+        ...
+
+    def bank_format(self, config: Config) -> str | None:
+        """Name of the packed-weight format that ``config`` reads; None where it reads the weight as it is."""
+        ...
+
+    def pack(self, weight: Tensor, problem: ConvProblem, config: Config) -> Tensor:
+        """The bank: ``weight`` (C, 1, KH, KW) in the format that ``config`` reads."""
+        ...
+
+    def launch(
+        self, problem: ConvProblem, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        """Compute the problem; returns a fresh tensor of ``problem.out_shape`` in ``problem.layout``."""
+        ...
+
+
+@dataclass
+class KernelLaunch:
+    """A Triton kernel with everything it is launched with: what runs, and what the inspector compiles."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self, device: torch.device) -> None:
+        """Launch on ``device`` and its current stream (or in the interpreter)."""
+        guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with guard:
+            self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
+
+
+class TritonAlgorithm:
+    """Shared launch path: dense planes in, one kernel, the problem's layout out."""
+
+    name = ""
+
+    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+        """What every Triton algorithm refuses."""
+        if device.backend not in ("cuda", "hip"):
+            return f"Triton kernels need a CUDA or ROCm device, got {device.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
+        if problem.dtype not in ("float16", "bfloat16", "float32"):
+            return f"dtype {problem.dtype} is not one of float16, bfloat16, float32"
+        if problem.dilation != (1, 1):
+            return f"dilation {problem.dilation} is not (1, 1)"
+        if problem.multiplier != 1:
+            return f"channel multiplier {problem.multiplier} is not 1"
+        if problem.kh % 2 == 0 or problem.kw % 2 == 0:
+            return f"kernel {problem.kh}x{problem.kw} is not odd"
+        if max(problem.h * problem.w, problem.oh * problem.ow) >= 2**31:
+            return f"a {problem.h}x{problem.w} plane has 2^31 elements or more"
+        return None
+
+    def kernel_launch(
+        self, problem: ConvProblem, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
+    ) -> KernelLaunch:
+        """The launch that computes ``out``; tensors may be meta tensors, for offline compilation."""
+        raise NotImplementedError
+
+    def launch(
+        self, problem: ConvProblem, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        """One kernel launch; channels_last tensors and strided planes are copied to dense planes first."""
+        dense = "nchw" if problem.layout == "channels_last" else problem.layout
+        out = layout.empty(problem.out_shape, dense, x)
+        x = layout.with_dense_planes(x)
+        residual = None if residual is None else layout.with_dense_planes(residual)
+        self.kernel_launch(problem, config, x, bank, bias, residual, out).run(x.device)
+        return layout.conform(out, problem.layout)
+
+
+def vector_width(size: int, tensors: Sequence[Tensor | None], pitch: int) -> int:
+    """The widest vector, in elements, that every row of every plane of ``tensors`` can be moved by.
+
+    A power of two, at most ``size``, that divides the row pitch, the N and C strides, and the base address.
+    """
+    width = size
+    for t in tensors:
+        if t is None:
+            continue
+        n, c = t.shape[:2]
+        address = 0 if t.device.type == "meta" else t.data_ptr() // t.element_size()
+        for value in (pitch, t.stride(0) if n > 1 else 0, t.stride(1) if c > 1 else 0, address):
+            while value % width:
+                width //= 2
+    return width
+
+
+def roofline(device: Device, **seconds: float) -> Estimate:
+    """The slowest of several resources (name -> seconds), plus one launch."""
+    limiter = max(seconds, key=lambda name: seconds[name])
+    return Estimate(seconds[limiter] + LAUNCH_SECONDS, limiter)
+
+
+def activation_bytes(problem: ConvProblem) -> int:
+    """DRAM floor: x and residual read once, out written once."""
+    n, c, oh, ow = problem.out_shape
+    outputs = n * c * oh * ow * (2 if problem.epilogue.residual else 1)
+    return (problem.n * problem.c * problem.h * problem.w + outputs) * problem.itemsize

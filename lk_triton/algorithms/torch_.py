@@ -1,0 +1,79 @@
+"""``torch``: F.conv2d plus the epilogue. Reference on every device, and the path where Triton cannot serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import layout
+from ..device import Device
+from ..problem import ConvProblem
+from .base import Estimate, activation_bytes, roofline
+
+
+@dataclass(frozen=True)
+class TorchConfig:
+    """No choices."""
+
+
+class TorchAlgorithm:
+    """``F.conv2d`` and the epilogue as separate torch operations."""
+
+    name = "torch"
+
+    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+        """Serves every problem."""
+        return None
+
+    def configs(self, problem: ConvProblem, device: Device) -> list[TorchConfig]:
+        """One."""
+        return [TorchConfig()]
+
+    def estimate(self, problem: ConvProblem, config: TorchConfig, device: Device) -> Estimate:
+        """FMA units at a tenth of their peak (what ATen's depthwise kernels were seen to reach), or DRAM."""
+        fma = 2 * problem.nominal_macs / (0.1 * max(device.fp32_tflops, 0.1) * 1e12)
+        return roofline(device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
+
+    def bank_format(self, config: TorchConfig) -> str | None:
+        """Reads the weight as it is."""
+        return None
+
+    def pack(self, weight: Tensor, problem: ConvProblem, config: TorchConfig) -> Tensor:
+        """The weight itself."""
+        return weight
+
+    def launch(
+        self, problem: ConvProblem, config: TorchConfig, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        """On a CPU the convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31."""
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = convolve(problem, x, bank, bias)
+        y = activate_(y, problem.epilogue.activation)
+        if residual is not None:
+            y += residual
+        return layout.conform(y, problem.layout)
+
+
+def convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution alone, differentiable."""
+    return F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
+
+
+def activate(y: Tensor, activation: str | None) -> Tensor:
+    """``y`` through the activation, differentiable."""
+    if activation is None:
+        return y
+    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[activation](y)
+
+
+def activate_(y: Tensor, activation: str | None) -> Tensor:
+    """``y`` through the activation, in place where torch can."""
+    if activation is None:
+        return y
+    if activation == "gelu":
+        return F.gelu(y)
+    return torch.relu_(y) if activation == "relu" else F.silu(y, inplace=True)

@@ -1,0 +1,66 @@
+"""Memory orders of an (N, C, H, W) tensor, and allocation in them. Shapes stay (N, C, H, W) whatever the order.
+
+- ``nchw``: dense planes; the output is contiguous. Channel slices of a larger tensor are read in place.
+- ``channel_major``: memory order C, N, H, W. Strides (H*W, S, W, 1) with S = N*H*W rounded up to 64 elements, so
+  that one channel of the whole batch is one aligned row.
+- ``channels_last``: torch's. Kernels want dense planes, so it costs a conversion on the way in and one on the way out.
+
+Strides of dimensions of size 1 carry no information and are ignored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHANNEL_STRIDE_MULTIPLE = 64
+
+
+def layout_of(x: Tensor) -> str:
+    """The layout that an operation on ``x`` (N, C, H, W) keeps."""
+    n, c, h, w = x.shape
+    if x.numel() == 0:
+        return "nchw"
+    if has_dense_planes(x):
+        one_image = n == 1 or x.stride(0) == h * w
+        if c > 1 and n > 1 and one_image and x.stride(1) >= n * h * w:
+            return "channel_major"
+        return "nchw"
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    return "nchw"
+
+
+def has_dense_planes(x: Tensor) -> bool:
+    """Whether every (H, W) plane of ``x`` lies row after row without gaps."""
+    h, w = x.shape[2:]
+    return (w == 1 or x.stride(3) == 1) and (h == 1 or x.stride(2) == w)
+
+
+def with_dense_planes(x: Tensor) -> Tensor:
+    """``x`` itself where its planes are dense, otherwise one contiguous copy."""
+    return x if has_dense_planes(x) else x.contiguous()
+
+
+def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[int, int, int, int]:
+    """Strides, in elements, of a fresh tensor of ``shape`` in ``layout``."""
+    n, c, h, w = shape
+    if layout == "channels_last":
+        return h * w * c, 1, w * c, c
+    if layout == "channel_major":
+        multiple = CHANNEL_STRIDE_MULTIPLE
+        return h * w, (n * h * w + multiple - 1) // multiple * multiple, w, 1
+    return c * h * w, h * w, w, 1
+
+
+def empty(shape: tuple[int, int, int, int], layout: str, like: Tensor) -> Tensor:
+    """An uninitialized tensor of ``shape`` in ``layout``, with the dtype and device of ``like``."""
+    return torch.empty_strided(shape, strides(shape, layout), dtype=like.dtype, device=like.device)
+
+
+def conform(y: Tensor, layout: str) -> Tensor:
+    """``y`` in ``layout``: itself where its strides already are those of a fresh tensor, otherwise a copy."""
+    n, c, h, w = y.shape
+    if y.stride() == strides((n, c, h, w), layout):
+        return y
+    return empty((n, c, h, w), layout, y).copy_(y)

@@ -1,0 +1,166 @@
+"""The registered op ``lk_triton::depthwise_conv2d``: implementation, fake kernel, autograd and autocast rules.
+
+``functional.py`` validates and calls it; the plan is looked up inside the implementation, never while tracing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import device as devices
+from . import layout
+from .algorithms import registry, torch_
+from .problem import ConvProblem, Epilogue, output_size
+from .tuning.plan import plan
+
+NAME = "lk_triton::depthwise_conv2d"
+
+_library = torch.library.Library("lk_triton", "DEF")
+_library.define(
+    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? bank, int[2] stride, "
+    "int[2] padding, int[2] dilation, str? activation, str? precision, str algorithm, str? bank_format) -> Tensor",
+    tags=(torch.Tag.needs_exact_strides,),
+)
+
+
+def problem_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    activation: str | None,
+    precision: str | None,
+) -> ConvProblem:
+    """The problem that these tensors and options pose."""
+    n, c, h, w = x.shape
+    return ConvProblem(
+        n=n,
+        c=c,
+        h=h,
+        w=w,
+        kh=weight.shape[2],
+        kw=weight.shape[3],
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        multiplier=weight.shape[0] // c if c else 1,
+        dtype=str(x.dtype).removeprefix("torch."),
+        layout=layout.layout_of(x),
+        epilogue=Epilogue(bias is not None, activation, residual is not None),
+        precision=precision,
+    )
+
+
+@torch.library.impl(_library, "depthwise_conv2d", "CompositeExplicitAutograd")
+def _implementation(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    bank: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    activation: str | None,
+    precision: str | None,
+    algorithm: str,
+    bank_format: str | None,
+) -> Tensor:
+    problem = problem_of(
+        x, weight, bias, residual, _pair(stride), _pair(padding), _pair(dilation), activation, precision
+    )
+    chosen = plan(problem, devices.of(x.device), algorithm, bank_format)
+    if 0 in problem.out_shape:
+        return layout.empty(problem.out_shape, problem.layout, x)
+    serving = registry.get(chosen.algorithm)
+    wanted = serving.bank_format(chosen.config)
+    if bank is None or wanted != bank_format:
+        bank = serving.pack(weight, problem, chosen.config)
+    return serving.launch(problem, chosen.config, x, bank, bias, residual)
+
+
+@torch.library.register_fake(NAME, lib=_library)
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    bank: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    activation: str | None,
+    precision: str | None,
+    algorithm: str,
+    bank_format: str | None,
+) -> Tensor:
+    oh, ow = (
+        output_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2)
+    )
+    return layout.empty((x.shape[0], weight.shape[0], oh, ow), layout.layout_of(x), x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, residual, _, stride, padding, dilation, activation, precision, _, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+    ctx.has_residual = residual is not None
+    ctx.options = (_pair(stride), _pair(padding), _pair(dilation), activation, precision)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients by torch's own operations; the value before the activation is computed again, not stored."""
+    x, weight, bias = ctx.saved_tensors
+    stride, padding, dilation, activation, precision = ctx.options
+    grad_conv = grad
+    if activation is not None:
+        problem = problem_of(x, weight, bias, None, stride, padding, dilation, None, precision)
+        before = torch_.convolve(problem, x, weight, bias)
+        grad_conv = _activation_backward(grad, before, activation)
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_conv, x, weight, None if bias is None else [bias.shape[0]], stride, padding, dilation, False, [0, 0],
+        x.shape[1], [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]],
+    )  # fmt: skip
+    grad_residual = grad if ctx.has_residual and ctx.needs_input_grad[3] else None
+    return grad_x, grad_weight, grad_bias, grad_residual, *(None,) * 8
+
+
+def _activation_backward(grad: Tensor, before: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(grad, before, 0)
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(grad, before)
+    return torch.ops.aten.silu_backward(grad, before)
+
+
+torch.library.register_autograd(NAME, _backward, setup_context=_setup_context, lib=_library)
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    """Under autocast every tensor is cast to the autocast dtype; a bank in another dtype is not used."""
+
+    def autocast(_: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, bank: Tensor | None,
+                 *options: Any) -> Tensor:  # fmt: skip
+        dtype = torch.get_autocast_dtype(device_type)
+        *options, bank_format = options
+        if bank is not None and bank.dtype != dtype:
+            bank = bank_format = None
+        tensors = [t if t is None else t.to(dtype) for t in (x, weight, bias, residual)]
+        with torch.amp.autocast(device_type, enabled=False):
+            return op(*tensors, bank, *options, bank_format)
+
+    _library.impl("depthwise_conv2d", autocast, key, with_keyset=True)
+
+
+def _pair(values: list[int]) -> tuple[int, int]:
+    return values[0], values[1]
+
+
+op = torch.ops.lk_triton.depthwise_conv2d.default
+_register_autocast("cuda", "AutocastCUDA")
+_register_autocast("cpu", "AutocastCPU")

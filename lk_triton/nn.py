@@ -1,0 +1,373 @@
+"""Modules: ``DepthwiseConv2d``, ``ReparamDepthwiseConv2d``, and the units that a fused network is made of."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import device as devices
+from . import reparam
+from .algorithms import registry
+from .algorithms.torch_ import activate, activate_
+from .functional import dispatch
+from .problem import ACTIVATIONS, ConvProblem, Epilogue, same_padding
+from .tuning.plan import plan
+
+
+class _Prepared(NamedTuple):
+    """A bank, the format it is in, and the parameter that it was packed from."""
+
+    bank: Tensor
+    format: str
+    weight: Tensor
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution with a fused epilogue; an ``nn.Conv2d`` by state_dict and attributes.
+
+    Args:
+        channels: C of the input (N, C, H, W).
+        kernel_size, stride, dilation: an int or (h, w).
+        padding: ``"same"``, ``"valid"``, an int or (h, w); kept as numbers in ``.padding``.
+        multiplier: output channels per input channel.
+        activation, precision: see ``lk_triton.depthwise_conv2d``.
+
+    ``prepare()`` packs the weight once for repeated inference. The packed copy (the bank) is no parameter or buffer; it is
+    dropped by ``train()``, ``.to()``, ``.half()``, ``load_state_dict``, ``deepcopy`` and pickling. After writing into the
+    weight in place (an optimizer step, ``weight.data``), call ``prepare()`` again.
+    """
+
+    padding: tuple[int, int]
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = "same",
+        dilation: int | tuple[int, int] = 1,
+        multiplier: int = 1,
+        bias: bool = True,
+        activation: str | None = None,
+        precision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_activation(activation)
+        kernel_size, dilation = _pair(kernel_size), _pair(dilation)
+        if padding == "same":
+            padding = (same_padding(kernel_size[0], dilation[0]), same_padding(kernel_size[1], dilation[1]))
+        elif padding == "valid":
+            padding = (0, 0)
+        elif isinstance(padding, str):
+            raise ValueError(f"padding must be 'same', 'valid', an int or (h, w), got {padding!r}")
+        super().__init__(channels, channels * multiplier, kernel_size, stride, padding, dilation, channels, bias,
+                         device=device, dtype=dtype)  # fmt: skip
+        self.activation = activation
+        self.precision = precision
+        self._prepared: _Prepared | None = None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W), residual of the output's shape or None -> (N, C * multiplier, OH, OW)."""
+        bank = bank_format = None
+        if self._prepared is not None and self._prepared.weight is self.weight:
+            bank, bank_format = self._prepared.bank, self._prepared.format
+        return dispatch(
+            x, self.weight, self.bias, residual, self.activation, self.padding, cast("tuple[int, int]", self.stride),
+            cast("tuple[int, int]", self.dilation), self.precision, "auto", bank, bank_format,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def prepare(self, *example_shapes: Sequence[int]) -> DepthwiseConv2d:
+        """Pack the weight for inference, in the format that is fastest over the input shapes to come.
+
+        Args:
+            example_shapes: (N, C, H, W) each; by default one batch of 64 maps of 56x56.
+
+        Raises:
+            RuntimeError: the module is in training mode.
+        """
+        if self.training:
+            raise RuntimeError("prepare() packs weights for inference: call .eval() on the module first")
+        self._prepared = None
+        device = devices.of(self.weight.device)
+        shapes = example_shapes or ((64, self.in_channels, 56, 56),)
+        problems = [self._problem(shape) for shape in shapes]
+        plans = [(p, plan(p, device)) for p in problems]
+        by_format: dict[str, tuple[ConvProblem, Any, Any]] = {}
+        for problem, chosen in plans:
+            algorithm = registry.get(chosen.algorithm)
+            bank_format = algorithm.bank_format(chosen.config)
+            if bank_format is not None:
+                by_format[bank_format] = (problem, algorithm, chosen.config)
+        if not by_format:
+            return self
+
+        def seconds(bank_format: str) -> float:
+            chosen = [(p, plan(p, device, bank_format=bank_format)) for p in problems]
+            return sum(registry.get(c.algorithm).estimate(p, c.config, device).seconds for p, c in chosen)
+
+        best = min(by_format, key=seconds)
+        problem, algorithm, config = by_format[best]
+        self._prepared = _Prepared(algorithm.pack(self.weight, problem, config), best, self.weight)
+        return self
+
+    @property
+    def bank_bytes(self) -> int:
+        """Memory of the packed weights held now, in bytes; 0 where none are held."""
+        return 0 if self._prepared is None else self._prepared.bank.nbytes
+
+    def _problem(self, shape: Sequence[int]) -> ConvProblem:
+        n, c, h, w = shape
+        if c != self.in_channels:
+            raise ValueError(f"example shape {tuple(shape)} has {c} channels, this layer has {self.in_channels}")
+        return ConvProblem(
+            n, c, h, w, *cast("tuple[int, int]", self.kernel_size), cast("tuple[int, int]", self.stride), self.padding,
+            cast("tuple[int, int]", self.dilation), self.out_channels // self.in_channels,
+            str(self.weight.dtype).removeprefix("torch."),
+            epilogue=Epilogue(self.bias is not None, self.activation), precision=self.precision,
+        )  # fmt: skip
+
+    def train(self, mode: bool = True) -> DepthwiseConv2d:
+        if mode:
+            self._prepared = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DepthwiseConv2d:
+        self._prepared = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+
+class ReparamDepthwiseConv2d(nn.Module):
+    """A large depthwise kernel with parallel branches, each with its BatchNorm; merges into one kernel.
+
+    Training form: ``activation(sum of bn(conv(x)) over the branches)``, children ``lkb_origin`` (the large kernel) and
+    ``small_conv`` (with more branches ``small_conv0``, ``small_conv1``, ...), each with children ``conv`` and ``bn``.
+    Merged form, after ``reparameterize()`` or with ``merged=True``: one child ``lkb_reparam`` with weight and bias. These
+    are the names of the published RepLKNet checkpoints.
+
+    Args:
+        channels: C.
+        kernel_size: odd, an int or (h, w); the layer keeps the size ("same").
+        branches: (kernel, dilation) of each parallel branch. A branch merges exactly only if its dilated extent differs
+            from ``kernel_size`` by an even number; other branches are refused here.
+        activation: fused after the sum.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        branches: Sequence[tuple[int, int]] = ((5, 1),),
+        activation: str | None = None,
+        *,
+        merged: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_activation(activation)
+        self.channels = channels
+        self.kernel_size = _pair(kernel_size)
+        self.padding = (same_padding(self.kernel_size[0]), same_padding(self.kernel_size[1]))
+        self.branches = tuple((int(k), int(d)) for k, d in branches)
+        self.activation = activation
+        for k, d in self.branches:
+            reparam.expand_kernel(torch.empty(1, 1, k, k, device="meta"), self.kernel_size, d)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        if merged:
+            self.lkb_reparam = DepthwiseConv2d(channels, self.kernel_size, activation=activation, **options)
+            return
+        self.lkb_origin = _conv_bn(DepthwiseConv2d(channels, self.kernel_size, bias=False, **options))
+        for name, (k, d) in zip(self._branch_names, self.branches, strict=True):
+            conv = DepthwiseConv2d(channels, k, dilation=d, bias=False, **options)
+            self.add_module(name, _conv_bn(conv))
+
+    @property
+    def _branch_names(self) -> list[str]:
+        return ["small_conv"] if len(self.branches) == 1 else [f"small_conv{i}" for i in range(len(self.branches))]
+
+    @property
+    def merged(self) -> bool:
+        """Whether this is the merged form."""
+        return hasattr(self, "lkb_reparam")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) -> the same shape."""
+        if self.merged:
+            return self.lkb_reparam(x)
+        y = self.lkb_origin(x)
+        for name in self._branch_names if self.branches else ():
+            y = y + self.get_submodule(name)(x)
+        return activate(y, self.activation)
+
+    @torch.no_grad()
+    def reparameterize(self) -> ReparamDepthwiseConv2d:
+        """Merge the branches and their BatchNorms into ``lkb_reparam``, in place; does nothing where merged already.
+
+        The parameters keep dtype and device. Exact up to the rounding of the stored weight.
+
+        Raises:
+            ValueError: the module is in training mode.
+        """
+        if self.merged:
+            return self
+        names = ["lkb_origin", *(self._branch_names if self.branches else ())]
+        folded = []
+        for name in names:
+            unit = self.get_submodule(name)
+            conv, bn = cast(DepthwiseConv2d, unit.get_submodule("conv")), unit.get_submodule("bn")
+            weight, bias = reparam.fold_batch_norm(conv.weight.double(), None, cast(_BatchNorm, bn))
+            folded.append((weight, bias, cast("tuple[int, int]", conv.dilation)[0]))
+        weight, bias = reparam.merge_branches(folded)
+        old = cast(DepthwiseConv2d, self.get_submodule("lkb_origin.conv")).weight
+        merged = DepthwiseConv2d(self.channels, self.kernel_size, activation=self.activation, device="meta")
+        self.lkb_reparam = _with_parameters(merged, weight.to(old.dtype), cast(Tensor, bias).to(old.dtype), old)
+        for name in names:
+            delattr(self, name)
+        self.lkb_reparam.train(self.training)
+        self.lkb_reparam.prepare()
+        return self
+
+    switch_to_deploy = merge_kernel = reparameterize
+
+
+class ConvUnit(nn.Module):
+    """Convolution, BatchNorm, activation, with children ``conv`` and ``bn``; fuses into one convolution with bias.
+
+    ``forward(x, residual)``: ``activation(bn(conv(x))) + residual``. After ``fuse()`` there is no ``bn``.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: str | None = None, *, fused: bool = False) -> None:
+        super().__init__()
+        _check_activation(activation)
+        self.conv = conv
+        self.activation = activation
+        if fused:
+            self._fuse_activation()
+        else:
+            self.bn = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the BatchNorm is folded into the convolution."""
+        return not hasattr(self, "bn")
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not self.fused:
+            y = activate(self.bn(self.conv(x)), self.activation)
+            return y if residual is None else residual + y
+        if isinstance(self.conv, DepthwiseConv2d):
+            return self.conv(x, residual)
+        y = self.conv(x)
+        if y.requires_grad:
+            y = activate(y, self.activation)
+            return y if residual is None else residual + y
+        y = activate_(y, self.activation)
+        return y if residual is None else y.add_(residual)
+
+    @torch.no_grad()
+    def fuse(self, pre_norm: _BatchNorm | None = None) -> ConvUnit:
+        """Fold ``bn``, and the BatchNorm that stands in front of a 1x1 convolution, into the convolution, in place."""
+        weight, bias = self.conv.weight, self.conv.bias
+        dtype = weight.dtype
+        weight, bias = weight.double(), None if bias is None else bias.double()
+        if not self.fused:
+            weight, bias = reparam.fold_batch_norm(weight, bias, self.bn)
+            del self.bn
+        if pre_norm is not None:
+            weight, bias = reparam.fold_pre_batch_norm(pre_norm, weight, bias)
+        if bias is not None:
+            _with_parameters(self.conv, weight.to(dtype), bias.to(dtype), self.conv.weight)
+        self._fuse_activation()
+        return self
+
+    def _fuse_activation(self) -> None:
+        if isinstance(self.conv, DepthwiseConv2d):
+            self.conv.activation = self.activation
+
+
+class ChannelAffine(nn.Module):
+    """y = x * weight + bias per channel, on (N, C) or (N, C, H, W): what a BatchNorm is once its statistics are fixed."""
+
+    def __init__(self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+
+    @classmethod
+    def from_batch_norm(cls, bn: _BatchNorm) -> ChannelAffine:
+        """The affine map of an eval-mode BatchNorm, in its dtype and on its device."""
+        affine = reparam.batch_norm_affine(bn)
+        like = cast(Tensor, bn.running_mean)
+        new = cls(affine.scale.numel(), device="meta")
+        new.weight = nn.Parameter(affine.scale.to(like))
+        new.bias = nn.Parameter(affine.shift.to(like))
+        return new.train(bn.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
+
+
+def from_conv_bn(conv: nn.Conv2d, bn: _BatchNorm, activation: str | None = None) -> DepthwiseConv2d:
+    """``activation(bn(conv(x)))`` of anybody's network as one fused depthwise module, prepared for inference.
+
+    Raises:
+        ValueError: ``conv`` is not depthwise or not zero-padded, or ``bn`` is in training mode.
+    """
+    if conv.groups != conv.in_channels or conv.transposed:
+        raise ValueError(f"expected a depthwise convolution, got groups={conv.groups} for {conv.in_channels} channels")
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"expected zero padding, got padding_mode={conv.padding_mode!r}")
+    if bn.num_features != conv.out_channels:
+        raise ValueError(f"the BatchNorm has {bn.num_features} features, the convolution {conv.out_channels} channels")
+    with torch.no_grad():
+        weight, bias = reparam.fold_batch_norm(conv.weight, conv.bias, bn)
+        fused = DepthwiseConv2d(
+            conv.in_channels, cast("tuple[int, int]", conv.kernel_size), stride=cast("tuple[int, int]", conv.stride),
+            padding=cast("tuple[int, int]", conv.padding), dilation=cast("tuple[int, int]", conv.dilation),
+            multiplier=conv.out_channels // conv.in_channels, activation=activation, device="meta",
+        )  # fmt: skip
+        _with_parameters(fused, weight, bias, conv.weight)
+    return fused.eval().prepare()
+
+
+def _with_parameters(module: Any, weight: Tensor, bias: Tensor, old: nn.Parameter) -> Any:
+    """Set weight and bias of ``module``, trainable where ``old`` was."""
+    module.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    module.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+    return module
+
+
+def _conv_bn(conv: nn.Conv2d) -> nn.Sequential:
+    bn = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
+    return nn.Sequential(OrderedDict(conv=conv, bn=bn))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _check_activation(activation: str | None) -> None:
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+__all__ = ["ChannelAffine", "ConvUnit", "DepthwiseConv2d", "ReparamDepthwiseConv2d", "from_conv_bn"]

@@ -1,0 +1,1 @@
+"""Which algorithm and config serve a problem, and where that choice comes from."""

@@ -1,0 +1,1 @@
+"""Networks on lk_triton: RepLKNet, its checkpoints and its registry."""
