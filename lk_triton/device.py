@@ -79,10 +79,7 @@ def of(device: torch.device) -> Device:
 @lru_cache
 def _cuda(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        arch = properties.gcnArchName.split(":")[0]
-    else:
-        arch = f"sm_{properties.major}{properties.minor}"
+    arch = properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
     nearest = for_arch(arch)
     scale = properties.multi_processor_count / nearest.sms
     return replace(

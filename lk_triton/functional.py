@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tabulate import tabulate
@@ -13,7 +13,7 @@ from . import device as devices
 from . import layout, library
 from .algorithms import registry, torch_
 from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, output_size, same_padding
-from .tuning.plan import Plan, plan, refusal
+from .tuning.plan import Plan, at_least_one_image, plan, refusal
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -80,11 +80,7 @@ def dispatch(
         return library.op(
             x, weight, bias, residual, bank, stride, padding, dilation, activation, precision, algorithm, bank_format
         )
-    if algorithm not in ("auto", "torch"):
-        raise ValueError(
-            f"algorithm={algorithm!r} has no gradients yet: use algorithm='auto' (which takes torch where a gradient "
-            "is needed), or call it under torch.no_grad() or torch.inference_mode()"
-        )
+    _check_gradients(algorithm)
     y = library.op(x, weight, bias, None, None, stride, padding, dilation, None, precision, "torch", None)
     y = torch_.activate(y, activation)
     return y if residual is None else y + residual.to(y.dtype)
@@ -92,6 +88,14 @@ def dispatch(
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _check_gradients(algorithm: str) -> None:
+    if algorithm not in ("auto", "torch"):
+        raise ValueError(
+            f"algorithm={algorithm!r} has no gradients yet: use algorithm='auto' (which takes torch where a gradient "
+            "is needed), or call it under torch.no_grad() or torch.inference_mode()"
+        )
 
 
 def check(
@@ -164,7 +168,7 @@ def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
         if t.dtype not in DTYPES:
             allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise TypeError(f"{name} must be one of {allowed}, got {t.dtype}")
-    if torch.is_autocast_enabled(x.device.type):
+    if library.autocast_dtype(x) is not None:
         return
     if len({t.dtype for t in present.values()}) > 1:
         text = ", ".join(f"{name} {t.dtype}" for name, t in present.items())
@@ -174,7 +178,7 @@ def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ValueError(f"{name} must be an int or (h, w) of at least {least}, got {value!r}")
     return pair[0], pair[1]
@@ -229,6 +233,9 @@ def explain(
     """
     stride, padding, dilation = check(x, weight, bias, residual, activation, padding, stride, dilation, precision)
     problem = library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
+    dtype = library.autocast_dtype(x)
+    if dtype is not None:
+        problem = replace(problem, dtype=str(dtype).removeprefix("torch."), precision=None)
     needs_grad = _needs_grad(x, weight, bias, residual)
     return explain_problem(problem, devices.of(x.device), algorithm, needs_grad)
 
@@ -237,15 +244,18 @@ def explain_problem(
     problem: ConvProblem, device: devices.Device, algorithm: str = "auto", needs_grad: bool = False
 ) -> Explanation:
     """``explain`` for a problem on a device that need not be here (``device.for_arch``)."""
+    if needs_grad:
+        _check_gradients(algorithm)
+    posed = at_least_one_image(problem)
     verdicts: dict[str, str | float] = {}
     for name, candidate in registry.ALGORITHMS.items():
-        reason = refusal(problem, device, name)
+        reason = refusal(posed, device, name)
         if needs_grad and name != "torch":
             reason = reason or "no gradients yet, and a tensor requires one"
         if reason is not None:
             verdicts[name] = reason
             continue
-        estimates = (candidate.estimate(problem, c, device).seconds for c in candidate.configs(problem, device))
+        estimates = (candidate.estimate(posed, c, device).seconds for c in candidate.configs(posed, device))
         verdicts[name] = min(estimates)
     chosen = plan(problem, device, "torch" if needs_grad and algorithm == "auto" else algorithm)
     if needs_grad and algorithm == "auto":

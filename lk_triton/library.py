@@ -17,6 +17,7 @@ from .problem import ConvProblem, Epilogue, output_size
 from .tuning.plan import plan
 
 NAME = "lk_triton::depthwise_conv2d"
+AUTOCAST_KEYS = {"cuda": "AutocastCUDA", "cpu": "AutocastCPU"}
 
 _library = torch.library.Library("lk_triton", "DEF")
 _library.define(
@@ -141,18 +142,28 @@ def _activation_backward(grad: Tensor, before: Tensor, activation: str) -> Tenso
 torch.library.register_autograd(NAME, _backward, setup_context=_setup_context, lib=_library)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast casts a call on ``x`` to; None where it is off. As in torch, it leaves float64 alone."""
+    device_type = x.device.type
+    if device_type not in AUTOCAST_KEYS or x.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 def _register_autocast(device_type: str, key: str) -> None:
     """Under autocast every tensor is cast to the autocast dtype; a bank in another dtype is not used."""
 
     def autocast(_: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, bank: Tensor | None,
                  *options: Any) -> Tensor:  # fmt: skip
-        dtype = torch.get_autocast_dtype(device_type)
-        *options, bank_format = options
+        dtype = autocast_dtype(x) or x.dtype
+        stride, padding, dilation, activation, precision, algorithm, bank_format = options
         if bank is not None and bank.dtype != dtype:
             bank = bank_format = None
+        if dtype != torch.float32:
+            precision = None
         tensors = [t if t is None else t.to(dtype) for t in (x, weight, bias, residual)]
         with torch.amp.autocast(device_type, enabled=False):
-            return op(*tensors, bank, *options, bank_format)
+            return op(*tensors, bank, stride, padding, dilation, activation, precision, algorithm, bank_format)
 
     _library.impl("depthwise_conv2d", autocast, key, with_keyset=True)
 
@@ -162,5 +173,5 @@ def _pair(values: list[int]) -> tuple[int, int]:
 
 
 op = torch.ops.lk_triton.depthwise_conv2d.default
-_register_autocast("cuda", "AutocastCUDA")
-_register_autocast("cpu", "AutocastCPU")
+for _device_type, _key in AUTOCAST_KEYS.items():
+    _register_autocast(_device_type, _key)

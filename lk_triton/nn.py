@@ -42,7 +42,7 @@ class DepthwiseConv2d(nn.Conv2d):
     weight in place (an optimizer step, ``weight.data``), call ``prepare()`` again.
     """
 
-    padding: tuple[int, int]
+    padding: tuple[int, int]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -73,7 +73,9 @@ class DepthwiseConv2d(nn.Conv2d):
         self.precision = precision
         self._prepared: _Prepared | None = None
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
         """x (N, C, H, W), residual of the output's shape or None -> (N, C * multiplier, OH, OW)."""
         bank = bank_format = None
         if self._prepared is not None and self._prepared.weight is self.weight:
@@ -88,7 +90,7 @@ class DepthwiseConv2d(nn.Conv2d):
         """Pack the weight for inference, in the format that is fastest over the input shapes to come.
 
         Args:
-            example_shapes: (N, C, H, W) each; by default one batch of 64 maps of 56x56.
+            example_shapes: (N, C, H, W) each; by default one batch of 64 maps of 56x56 (larger where an unpadded kernel is).
 
         Raises:
             RuntimeError: the module is in training mode.
@@ -97,7 +99,8 @@ class DepthwiseConv2d(nn.Conv2d):
             raise RuntimeError("prepare() packs weights for inference: call .eval() on the module first")
         self._prepared = None
         device = devices.of(self.weight.device)
-        shapes = example_shapes or ((64, self.in_channels, 56, 56),)
+        h, w = (max(56, d * (k - 1) + 1) for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        shapes = example_shapes or ((64, self.in_channels, h, w),)
         problems = [self._problem(shape) for shape in shapes]
         plans = [(p, plan(p, device)) for p in problems]
         by_format: dict[str, tuple[ConvProblem, Any, Any]] = {}
@@ -224,25 +227,26 @@ class ReparamDepthwiseConv2d(nn.Module):
         The parameters keep dtype and device. Exact up to the rounding of the stored weight.
 
         Raises:
-            ValueError: the module is in training mode.
+            ValueError: the module, or one of its BatchNorms, is in training mode.
         """
         if self.merged:
             return self
+        if self.training:
+            raise ValueError("cannot merge a module in training mode: call .eval() on it first")
         names = ["lkb_origin", *(self._branch_names if self.branches else ())]
         folded = []
         for name in names:
             unit = self.get_submodule(name)
-            conv, bn = cast(DepthwiseConv2d, unit.get_submodule("conv")), unit.get_submodule("bn")
-            weight, bias = reparam.fold_batch_norm(conv.weight.double(), None, cast(_BatchNorm, bn))
+            conv, bn = cast("DepthwiseConv2d", unit.get_submodule("conv")), unit.get_submodule("bn")
+            weight, bias = reparam.fold_batch_norm(conv.weight.double(), None, cast("_BatchNorm", bn))
             folded.append((weight, bias, cast("tuple[int, int]", conv.dilation)[0]))
         weight, bias = reparam.merge_branches(folded)
-        old = cast(DepthwiseConv2d, self.get_submodule("lkb_origin.conv")).weight
+        old = cast("DepthwiseConv2d", self.get_submodule("lkb_origin.conv")).weight
         merged = DepthwiseConv2d(self.channels, self.kernel_size, activation=self.activation, device="meta")
-        self.lkb_reparam = _with_parameters(merged, weight.to(old.dtype), cast(Tensor, bias).to(old.dtype), old)
+        self.lkb_reparam = _with_parameters(merged, weight.to(old.dtype), cast("Tensor", bias).to(old.dtype), old)
         for name in names:
             delattr(self, name)
-        self.lkb_reparam.train(self.training)
-        self.lkb_reparam.prepare()
+        self.lkb_reparam.eval().prepare()
         return self
 
     switch_to_deploy = merge_kernel = reparameterize
@@ -290,9 +294,10 @@ class ConvUnit(nn.Module):
         weight, bias = weight.double(), None if bias is None else bias.double()
         if not self.fused:
             weight, bias = reparam.fold_batch_norm(weight, bias, self.bn)
-            del self.bn
         if pre_norm is not None:
             weight, bias = reparam.fold_pre_batch_norm(pre_norm, weight, bias)
+        if not self.fused:
+            del self.bn
         if bias is not None:
             _with_parameters(self.conv, weight.to(dtype), bias.to(dtype), self.conv.weight)
         self._fuse_activation()
@@ -315,7 +320,7 @@ class ChannelAffine(nn.Module):
     def from_batch_norm(cls, bn: _BatchNorm) -> ChannelAffine:
         """The affine map of an eval-mode BatchNorm, in its dtype and on its device."""
         affine = reparam.batch_norm_affine(bn)
-        like = cast(Tensor, bn.running_mean)
+        like = cast("Tensor", bn.running_mean)
         new = cls(affine.scale.numel(), device="meta")
         new.weight = nn.Parameter(affine.scale.to(like))
         new.bias = nn.Parameter(affine.shift.to(like))
@@ -330,12 +335,14 @@ def from_conv_bn(conv: nn.Conv2d, bn: _BatchNorm, activation: str | None = None)
     """``activation(bn(conv(x)))`` of anybody's network as one fused depthwise module, prepared for inference.
 
     Raises:
-        ValueError: ``conv`` is not depthwise or not zero-padded, or ``bn`` is in training mode.
+        ValueError: ``conv`` is not depthwise, not zero-padded or has an activation, or ``bn`` is in training mode.
     """
     if conv.groups != conv.in_channels or conv.transposed:
         raise ValueError(f"expected a depthwise convolution, got groups={conv.groups} for {conv.in_channels} channels")
     if conv.padding_mode != "zeros":
         raise ValueError(f"expected zero padding, got padding_mode={conv.padding_mode!r}")
+    if getattr(conv, "activation", None) is not None:
+        raise ValueError(f"activation {conv.activation!r} stands between the convolution and the BatchNorm: no fold exists")
     if bn.num_features != conv.out_channels:
         raise ValueError(f"the BatchNorm has {bn.num_features} features, the convolution {conv.out_channels} channels")
     with torch.no_grad():
@@ -343,13 +350,14 @@ def from_conv_bn(conv: nn.Conv2d, bn: _BatchNorm, activation: str | None = None)
         fused = DepthwiseConv2d(
             conv.in_channels, cast("tuple[int, int]", conv.kernel_size), stride=cast("tuple[int, int]", conv.stride),
             padding=cast("tuple[int, int]", conv.padding), dilation=cast("tuple[int, int]", conv.dilation),
-            multiplier=conv.out_channels // conv.in_channels, activation=activation, device="meta",
+            multiplier=conv.out_channels // conv.in_channels, activation=activation,
+            precision=getattr(conv, "precision", None), device="meta",
         )  # fmt: skip
         _with_parameters(fused, weight, bias, conv.weight)
     return fused.eval().prepare()
 
 
-def _with_parameters(module: Any, weight: Tensor, bias: Tensor, old: nn.Parameter) -> Any:
+def _with_parameters(module: Any, weight: Tensor, bias: Tensor, old: Tensor) -> Any:
     """Set weight and bias of ``module``, trainable where ``old`` was."""
     module.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     module.bias = nn.Parameter(bias, requires_grad=old.requires_grad)

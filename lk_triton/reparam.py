@@ -64,6 +64,8 @@ def fold_pre_batch_norm(bn: _BatchNorm, weight: Tensor, bias: Tensor | None) -> 
             f"got a weight of shape {tuple(weight.shape)}"
         )
     scale, shift = batch_norm_affine(bn)
+    if scale.numel() != weight.shape[1]:
+        raise ValueError(f"the BatchNorm has {scale.numel()} channels, the 1x1 convolution reads {weight.shape[1]}")
     matrix = weight.detach().double().flatten(1)
     out = matrix @ shift
     if bias is not None:

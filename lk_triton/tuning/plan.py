@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..algorithms import registry
@@ -60,9 +60,15 @@ def plan(problem: ConvProblem, device: Device, algorithm: str = "auto", bank_for
     Raises:
         ValueError: the forced algorithm cannot serve (the text says why), or a name is unknown.
     """
+    problem = at_least_one_image(problem)
     if algorithm != "auto":
         return _forced(problem, device, algorithm, bank_format)
     return _auto(problem, device, preferred(), bank_format)
+
+
+def at_least_one_image(problem: ConvProblem) -> ConvProblem:
+    """``problem``; an empty batch is planned as one image, so that no algorithm needs to know of it."""
+    return problem if problem.n else replace(problem, n=1)
 
 
 @lru_cache(maxsize=4096)
