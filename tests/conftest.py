@@ -1,0 +1,75 @@
+"""Where tests run, and which may be skipped.
+
+Without a GPU the Triton kernels run in Triton's interpreter; ``pytest -m gpu`` on a GPU machine compiles them instead.
+``--forbid-skips`` (or LK_TRITON_FORBID_SKIPS=1) makes a skip or an expected failure of any test not marked ``gpu`` an error.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--forbid-skips",
+        action="store_true",
+        default=os.environ.get("LK_TRITON_FORBID_SKIPS") == "1",
+        help="fail if a test that is not marked gpu is skipped or expected to fail",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Triton reads the variable when a kernel is decorated, so it must be set before any test module is imported.
+    if config.option.markexpr != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    if config.getoption("--forbid-skips") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(ForbidSkips(), "lk-triton-forbid-skips")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from lk_triton.device import interpreted
+
+    reason = "TRITON_INTERPRET is set: run pytest -m gpu" if interpreted() else _missing_gpu()
+    if reason:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA or ROCm GPU"
+
+
+class ForbidSkips:
+    """Turns skips and expected failures outside ``gpu`` into a failing session."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if (report.skipped or hasattr(report, "wasxfail")) and "gpu" not in report.keywords:
+            self.found.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.found.append(report.nodeid)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.found and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.found:
+            terminalreporter.section("skips and expected failures that are not allowed here", red=True)
+            terminalreporter.write_line("\n".join(self.found))
+
+
+@pytest.fixture
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors take the torch algorithm, as they do for a user, instead of Triton's interpreter."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
