@@ -1,0 +1,117 @@
+"""Images from files to network input, as RepLKNet's authors evaluate them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import CommandError, missing_extra
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+"""What counts as an image inside a directory. A file named on the command line is tried whatever its suffix."""
+
+CROP_SHARE = 224 / 256
+WARP_FROM = 384
+"""From this size on the whole image is resized to a square, without a crop."""
+
+
+class Failure(Exception):
+    """An image that could not be read, and why."""
+
+
+def find(paths: Sequence[str]) -> list[Path]:
+    """The files among ``paths``, and those with an image's suffix in the directories among them, sorted, recursively.
+
+    Raises:
+        CommandError: a directory holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not inside:
+            raise CommandError(f"no image in {path}: expected files ending in {' '.join(sorted(SUFFIXES))}")
+        found += inside
+    return found
+
+
+def load(path: Path) -> Image.Image:
+    """The image in ``path`` as RGB, turned upright as its EXIF data says.
+
+    Raises:
+        Failure: there is no such file, or Pillow cannot read it.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise missing_extra("pillow", "demo") from None
+    try:
+        with Image.open(path) as file:
+            return to_rgb(ImageOps.exif_transpose(file))
+    except Exception as error:  # a broken file makes Pillow's plug-ins raise almost anything
+        raise Failure(f"{path}: {error or type(error).__name__}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode (grey of 8 or 16 bits, palette, CMYK, with or without alpha) as RGB."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits in 16 or 32; convert() would clip instead of scaling
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def sample() -> Image.Image:
+    """The photograph that scikit-image ships: a tabby cat."""
+    try:
+        from PIL import Image
+        from skimage import data
+    except ImportError as error:
+        raise missing_extra("pillow" if error.name == "PIL" else "scikit-image", "demo") from None
+    return Image.fromarray(data.chelsea())
+
+
+def preprocess(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """RGB image -> (3, size, size) float32.
+
+    Below 384 the shorter side becomes size / 0.875 and the centre is cropped; from 384 on the image is warped to a square.
+    """
+    from PIL import Image
+
+    bicubic = Image.Resampling.BICUBIC
+    if size >= WARP_FROM:
+        image = image.resize((size, size), bicubic)
+    else:
+        short = int(size / CROP_SHARE)
+        width, height = image.size
+        scale = short / min(width, height)
+        image = image.resize((max(short, int(width * scale)), max(short, int(height * scale))), bicubic)
+        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+        image = image.crop((left, top, left + size, top + size))
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
+
+
+def batched(items: Iterator[tuple[str, Tensor]], size: int) -> Iterator[tuple[list[str], Tensor]]:
+    """Group (name, (3, S, S)) into (names, (N, 3, S, S)) with N = ``size``, the last one smaller."""
+    names, tensors = [], []
+    for name, tensor in items:
+        names.append(name)
+        tensors.append(tensor)
+        if len(names) == size:
+            yield names, torch.stack(tensors)
+            names, tensors = [], []
+    if names:
+        yield names, torch.stack(tensors)

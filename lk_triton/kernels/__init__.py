@@ -1,0 +1,1 @@
+"""Triton kernels only: no torch, no host logic. Block sizes are powers of two, accumulators float32."""

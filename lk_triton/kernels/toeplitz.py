@@ -1,0 +1,132 @@
+"""Depthwise convolution as one GEMM per channel, over tiles of the images, on tensor cores.
+
+    Y[m, (r, j)]  +=  X[m, s, :] @ T[s - r, :, j]        s = 0 .. R + KH - 2
+
+A *tile* m is one image and one group of R adjacent output rows. Step s reads one input row of every tile, over a
+window of Kin columns. The Toeplitz matrix T[ky, k, j] = w[ky, k - j + offset], zero outside the filter, depends on
+neither image nor row group: all tiles of a channel share it, and R x WT outputs per tile stack in the GEMM's N.
+"""
+
+import triton
+import triton.language as tl
+
+from .epilogue import activate
+
+
+@triton.jit
+def pack_kernel(weight, bank, KH, KW, V: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the bank of shifted filter rows: bank[c, ky, v, i] = w[c, ky, i - v], zero outside the filter.
+
+    weight (C, KH, KW), bank (C, KH, V, L) with L >= KW + V - 1 a multiple of V. Program ``pid`` owns row (c, ky) = pid.
+    Whatever column of T is wanted, it is an aligned run of one of the V copies.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)  # [BLOCK], BLOCK >= V * L
+    tap = o % L - o // L
+    inside = (tap >= 0) & (tap < KW)
+    value = tl.load(weight + row * KW + tap, mask=inside, other=0.0)
+    tl.store(bank + row * (V * L) + o, value, mask=o < V * L)
+
+
+@triton.jit
+def _window_dot(acc, x_row, x_mask, t_column, t_start, t_mask, k0, limit,
+                KIN: tl.constexpr, L: tl.constexpr, MASK_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+                CAST_OPERANDS: tl.constexpr):  # fmt: skip
+    """acc [BM, BN] += X [BM, KIN] @ T [KIN, BN] over the window's columns k0 .. k0 + KIN - 1.
+
+    x_row [BM]: address of each tile's window in its input row. t_column [BN]: address of each column's copy of the
+    filter row; t_start [BN]: index in that copy of the window's first column. ``limit``: columns left in the row.
+    """
+    k = tl.arange(0, KIN)
+    mask = x_mask[:, None]  # [BM, 1]
+    if MASK_COLUMNS:
+        mask = mask & ((k0 + k)[None, :] < limit)
+    x = tl.load(x_row[:, None] + (k0 + k)[None, :], mask=mask, other=0.0)  # [BM, KIN]
+    i = t_start[None, :] + (k0 + k)[:, None]  # [KIN, BN]
+    inside = t_mask[None, :] & (i >= 0) & (i < L)
+    t = tl.load(t_column[None, :] + i, mask=inside, other=0.0)  # [KIN, BN]
+    if CAST_OPERANDS:
+        x, t = x.to(tl.float32), t.to(tl.float32)
+    return tl.dot(x, t, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def toeplitz_kernel(
+    x, bank, bias, residual, out,
+    N, H, W_v, OH, OW_v, groups, tile_blocks, column_tiles,
+    stride_xn, stride_xc, stride_rn, stride_rc, stride_on, stride_oc,
+    pad_h, pad_w, KH,
+    R: tl.constexpr, WT: tl.constexpr, KIN_A: tl.constexpr, KIN_B: tl.constexpr, BM: tl.constexpr,
+    V: tl.constexpr, L: tl.constexpr, XV: tl.constexpr, OV: tl.constexpr,
+    MASK_COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
+):  # fmt: skip
+    """out = activation(conv(x) + bias) + residual, stride 1.
+
+    x (N, C, H, W), residual and out (N, C, OH, OW), all with dense planes; bank (C, KH, V, L); bias (C,).
+    ``W_v`` and x's strides count vectors of XV elements, ``OW_v`` and the strides of residual and out vectors of OV:
+    the compiler learns alignment from the multiplication, which it would not from a run-time argument.
+
+    Program = (channel, column tile, tile block), tile blocks fastest. It owns WT output columns of BM tiles; tile
+    m = group * N + image, so that a block holds all images of adjacent row groups. The step loop covers the union of
+    the input rows that its groups can see. The window of Kin = KIN_A + KIN_B columns starts at the tile's first input
+    column, clamped to the row, so that it never carries more padding than it must.
+    """
+    pid = tl.program_id(0)
+    block = pid % tile_blocks
+    column_tile = (pid // tile_blocks) % column_tiles
+    c = (pid // tile_blocks // column_tiles).to(tl.int64)
+    W = W_v * XV
+    OW = OW_v * OV
+
+    # tiles
+    m = block * BM + tl.arange(0, BM)  # [BM]
+    group, image = m // N, (m % N).to(tl.int64)
+    m_mask = group < groups
+    first_group = block * BM // N
+    last_group = tl.minimum((block * BM + BM - 1) // N, groups - 1)
+
+    # the window, clamped to the row and aligned to XV columns
+    column0 = column_tile * WT
+    window_v = tl.maximum(column0 - pad_w, 0) // XV
+    window_v = tl.maximum(tl.minimum(window_v, W_v - (KIN_A + KIN_B) // XV), 0)
+    window = window_v * XV
+    x_tile = x + (image * stride_xn + c * stride_xc) * XV  # [BM]
+    row0 = group * R - pad_h  # [BM], input row of step 0
+
+    # columns of T: n = (r, j) starts at filter tap `offset - j`, in the copy that aligns it
+    n = tl.arange(0, R * WT)  # [BN]
+    r, j = n // WT, n % WT
+    tap = window - column0 + pad_w - j
+    copy = (-tap) & (V - 1)
+    t_start = (tap + copy) // V * V  # exact: tap + copy is a multiple of V
+    t_bank = bank + c * KH * (V * L)
+
+    acc = tl.zeros((BM, R * WT), dtype=tl.float32)
+    first = tl.maximum(pad_h - last_group * R, 0)
+    last = tl.minimum(R + KH - 1, H + pad_h - first_group * R)
+    for s in range(first, last):
+        h = row0 + s  # [BM]
+        x_mask = m_mask & (h >= 0) & (h < H)
+        x_row = x_tile + (h * W_v + window_v) * XV
+        ky = s - r  # [BN]
+        t_mask = (ky >= 0) & (ky < KH)
+        t_column = t_bank + (ky * V + copy) * L
+        acc = _window_dot(acc, x_row, x_mask, t_column, t_start, t_mask, 0, W - window,
+                          KIN_A, L, MASK_COLUMNS, PRECISION, CAST_OPERANDS)  # fmt: skip
+        if KIN_B > 0:
+            acc = _window_dot(acc, x_row, x_mask, t_column, t_start, t_mask, KIN_A, W - window,
+                              KIN_B, L, MASK_COLUMNS, PRECISION, CAST_OPERANDS)  # fmt: skip
+
+    if HAS_BIAS:
+        acc += tl.load(bias + c).to(tl.float32)
+    acc = activate(acc, ACTIVATION)
+    oh = group[:, None] * R + r[None, :]  # [BM, BN]
+    ow = column0 + j  # [BN]
+    mask = m_mask[:, None] & (oh < OH) & (ow < OW)[None, :]
+    in_plane = oh * OW_v * OV + ow[None, :]  # [BM, BN]
+    if HAS_RESIDUAL:
+        tile = (image * stride_rn + c * stride_rc) * OV
+        acc += tl.load(residual + tile[:, None] + in_plane, mask=mask, other=0.0).to(tl.float32)
+    tile = (image * stride_on + c * stride_oc) * OV
+    tl.store(out + tile[:, None] + in_plane, acc.to(out.dtype.element_ty), mask=mask)
