@@ -46,8 +46,21 @@ def use(algorithm: str) -> Iterator[None]:
 
 
 def preferred() -> str:
-    """The algorithm that ``use`` or LK_TRITON_ALGORITHM asks for, or ``auto``."""
-    return _preferred.get() or os.environ.get("LK_TRITON_ALGORITHM") or "auto"
+    """The algorithm that ``use`` or LK_TRITON_ALGORITHM asks for, or ``auto``.
+
+    Raises:
+        ValueError: LK_TRITON_ALGORITHM names no algorithm.
+    """
+    chosen = _preferred.get()
+    if chosen is not None:
+        return chosen
+    named = os.environ.get("LK_TRITON_ALGORITHM") or "auto"
+    if named != "auto":
+        try:
+            registry.get(named)
+        except ValueError as error:
+            raise ValueError(f"LK_TRITON_ALGORITHM={named}: {error}") from None
+    return named
 
 
 def plan(problem: ConvProblem, device: Device, algorithm: str = "auto", bank_format: str | None = None) -> Plan:
