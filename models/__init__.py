@@ -1,1 +1,29 @@
-"""Networks on lk_triton: RepLKNet, its checkpoints and its registry."""
+"""Networks on lk_triton: RepLKNet, its checkpoints and its registry.
+
+    >>> from lk_triton.models import create_model, list_models
+    >>> model = create_model("replknet_3", num_classes=10).eval().reparameterize()
+"""
+
+from .checkpoints import load_checkpoint, save_checkpoint
+from .reference import published_form, randomize_
+from .registry import create_model, list_models, register
+from .replknet import RepLKNet
+from .variants import replknet_3, replknet_7, replknet_13, replknet_25, replknet_31b, replknet_31l, replknet_xl
+
+__all__ = [
+    "RepLKNet",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "published_form",
+    "randomize_",
+    "register",
+    "replknet_3",
+    "replknet_7",
+    "replknet_13",
+    "replknet_25",
+    "replknet_31b",
+    "replknet_31l",
+    "replknet_xl",
+    "save_checkpoint",
+]

@@ -1,0 +1,76 @@
+"""References for accuracy and latency: the network as its authors' default computes it, and random statistics."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .replknet import RepLKNet
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def published_form(model: RepLKNet) -> RepLKNet:
+    """``model`` as the authors' default computes it: nn.Conv2d in NCHW, BatchNorms, both branches.
+
+    A copy that shares ``model``'s parameters and buffers: it costs no memory, and follows them.
+
+    Raises:
+        ValueError: ``model`` is not in the training form, so that its BatchNorms are gone.
+    """
+    if model.form != "training":
+        raise ValueError(f"the published form needs a model in the training form, this one is in the {model.form} form")
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    published = copy.deepcopy(model, shared)
+    published.cpu_memory_format = torch.contiguous_format
+    for parent in list(published.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, _plain(child))
+    return published
+
+
+def _plain(conv: nn.Conv2d) -> nn.Conv2d:
+    size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    kernel, stride, padding, dilation = cast("list[tuple[int, int]]", size)
+    plain = nn.Conv2d(
+        conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, bias=False, device="meta"
+    )
+    plain.weight, plain.bias = conv.weight, conv.bias
+    return plain.train(conv.training)
+
+
+@torch.no_grad()
+def randomize_(model: Module, seed: int = 0) -> Module:
+    """Draw the statistics and the affine parameters of every BatchNorm at random, in place; returns ``model``.
+
+    A fresh BatchNorm computes almost the identity and would hide a wrong fold. The draws depend on ``seed`` alone, not on
+    device or dtype. The BatchNorms that close a residual branch (``pw2``) get weights in 0.05 to 0.2, so that the sum over
+    24 pairs of blocks stays finite in float16.
+
+    Raises:
+        ValueError: ``model`` has no BatchNorm (the fused form).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    if not found:
+        raise ValueError("the model has no BatchNorm to randomize: do it before reparameterize()")
+    for name, bn in found:
+        low, high = (0.05, 0.2) if name.endswith("pw2.bn") else (0.5, 1.5)
+        for tensor, draw in (
+            (bn.running_mean, lambda t: t.normal_(0, 0.2, generator=generator)),
+            (bn.running_var, lambda t: t.uniform_(0.5, 1.5, generator=generator)),
+            (bn.weight, lambda t, low=low, high=high: t.uniform_(low, high, generator=generator)),
+            (bn.bias, lambda t: t.normal_(0, 0.2, generator=generator)),
+        ):
+            if tensor is not None:
+                tensor.copy_(draw(torch.empty(tensor.shape)))
+    return model
+
+
+__all__ = ["published_form", "randomize_"]
