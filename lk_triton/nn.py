@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import device as devices
 from . import reparam
-from .algorithms import registry
+from .algorithms import onednn, registry
 from .algorithms.torch_ import activate, activate_
 from .functional import dispatch
 from .problem import ACTIVATIONS, ConvProblem, Epilogue, same_padding
@@ -259,13 +258,6 @@ class ReparamDepthwiseConv2d(nn.Module):
 class PointwiseConv2d(nn.Conv2d):
     """1x1 convolution with an epilogue, ``activation(conv(x)) + residual``; an ``nn.Conv2d`` by state_dict and attributes."""
 
-    LINEAR_ROWS = 512
-    """On a CPU, channels_last maps of fewer pixels than this in the whole batch are multiplied by ``F.linear``.
-
-    oneDNN's convolution reorders its weight at every call, which few pixels do not repay. Measured on 2 cores of an AMD EPYC,
-    float32: 1024 -> 4096 on 7x7, batch 1: 51 GFLOP/s as a convolution, 113 as F.linear; 128 -> 128 on 56x56: 210 and 104.
-    """
-
     def __init__(
         self,
         in_channels: int,
@@ -284,17 +276,8 @@ class PointwiseConv2d(nn.Conv2d):
         self, x: Tensor, residual: Tensor | None = None
     ) -> Tensor:
         """x (N, Cin, H, W), residual (N, Cout, H, W) or None -> (N, Cout, H, W)."""
-        if self._as_linear(x):
-            y = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        else:
-            y = super().forward(x)
-        return _epilogue(y, self.activation, residual)
-
-    def _as_linear(self, x: Tensor) -> bool:
-        # While tracing, a choice by shape would pin the exported program to that shape.
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.is_contiguous(memory_format=torch.channels_last):
-            return False
-        return x.numel() < self.LINEAR_ROWS * self.in_channels
+        y = onednn.pointwise(x, self.weight, self.bias, self.activation, residual)
+        return _epilogue(super().forward(x), self.activation, residual) if y is None else y
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
