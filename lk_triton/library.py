@@ -136,7 +136,8 @@ def _activation_backward(grad: Tensor, before: Tensor, activation: str) -> Tenso
         return torch.ops.aten.threshold_backward(grad, before, 0)
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(grad, before)
-    return torch.ops.aten.silu_backward(grad, before)
+    share = torch.sigmoid(before)  # aten.silu_backward itself has no derivative
+    return grad * share * (1 + before * (1 - share))
 
 
 torch.library.register_autograd(NAME, _backward, setup_context=_setup_context, lib=_library)

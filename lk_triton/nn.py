@@ -118,7 +118,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
         best = min(by_format, key=seconds)
         problem, algorithm, config = by_format[best]
-        self._prepared = _Prepared(algorithm.pack(self.weight, problem, config), best, self.weight)
+        # Of type Parameter, though not registered: torch.compile(dynamic=True) then takes the bank's shape as fixed.
+        bank = nn.Parameter(algorithm.pack(self.weight, problem, config), requires_grad=False)
+        self._prepared = _Prepared(bank, best, self.weight)
         return self
 
     @property

@@ -7,8 +7,10 @@ Without a GPU the Triton kernels run in Triton's interpreter; ``pytest -m gpu`` 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,6 +69,15 @@ class ForbidSkips:
         if self.found:
             terminalreporter.section("skips and expected failures that are not allowed here", red=True)
             terminalreporter.write_line("\n".join(self.found))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many tiny operations: torch's threads only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
