@@ -1,0 +1,126 @@
+"""Plans: explicit argument > preference > cost model; banks restrict the choice; device facts."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+import lk_triton
+from lk_triton import device as devices
+from lk_triton.algorithms import registry
+from lk_triton.functional import explain_problem
+from lk_triton.problem import ConvProblem
+from lk_triton.tuning.plan import plan, preferred, refusal
+
+H100, A100 = devices.for_arch("sm_90"), devices.for_arch("sm_80")
+LARGE = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15))
+STRIDED = ConvProblem(64, 128, 56, 56, 3, 3, (2, 2), (1, 1))
+DILATED = replace(LARGE, padding=(30, 30), dilation=(2, 2))
+
+
+def test_order() -> None:
+    assert (plan(LARGE, H100).algorithm, plan(LARGE, H100).source) == ("toeplitz", "cost model")
+    with lk_triton.use("direct"):
+        assert (plan(LARGE, H100).algorithm, plan(LARGE, H100).source) == ("direct", "preference")
+        chosen = plan(LARGE, H100, "torch")
+        assert (chosen.algorithm, chosen.source) == ("torch", "explicit")
+
+
+def test_preference_falls_back_to_the_triton_algorithms() -> None:
+    with lk_triton.use("toeplitz"):
+        assert (plan(STRIDED, H100).algorithm, plan(STRIDED, H100).source) == ("direct", "cost model")
+        assert plan(DILATED, H100).algorithm == "torch"
+    with lk_triton.use("torch"):
+        assert plan(LARGE, H100).source == "preference"
+
+
+def test_use_is_of_this_thread() -> None:
+    seen: list[str] = []
+    with lk_triton.use("torch"):
+        thread = threading.Thread(target=lambda: seen.append(preferred()))
+        thread.start()
+        thread.join()
+        assert preferred() == "torch"
+    assert seen == ["auto"]
+
+
+def test_cost_model_takes_the_cheapest_config() -> None:
+    for problem in (LARGE, STRIDED, replace(LARGE, n=1), replace(LARGE, dtype="float32")):
+        chosen = plan(problem, H100)
+        mine = registry.get(chosen.algorithm).estimate(problem, chosen.config, H100).seconds
+        for algorithm in registry.ALGORITHMS.values():
+            if algorithm.name != "torch" and algorithm.supports(problem, H100) is None:
+                assert all(mine <= algorithm.estimate(problem, c, H100).seconds for c in algorithm.configs(problem, H100))
+
+
+def test_a_bank_restricts_the_plan_to_its_format() -> None:
+    toeplitz = registry.get("toeplitz")
+    formats = {toeplitz.bank_format(c) for c in toeplitz.configs(LARGE, H100)}
+    assert len(formats) > 1
+    for bank_format in formats:
+        for problem in (LARGE, replace(LARGE, n=1), replace(LARGE, h=512, w=256)):
+            chosen = plan(problem, H100, bank_format=bank_format)
+            assert registry.get(chosen.algorithm).bank_format(chosen.config) in (None, bank_format)
+    assert plan(LARGE, H100, bank_format="of another version").algorithm == "toeplitz"  # nothing reads it: packed anew
+
+
+def test_forced_refusals_and_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"algorithm='toeplitz' cannot serve.*stride.*pass algorithm='auto'"):
+        plan(STRIDED, H100, "toeplitz")
+    for call in (lambda: plan(LARGE, H100, "fft"), lambda: refusal(LARGE, H100, "fft"), lambda: registry.get("fft")):
+        with pytest.raises(ValueError, match="unknown algorithm 'fft': expected 'auto' or one of 'toeplitz', "):
+            call()
+
+
+def test_old_gpus_and_other_devices() -> None:
+    old = devices.for_arch("sm_75")
+    assert "sm_75: tensor cores need sm_80 or newer" in str(refusal(LARGE, old, "toeplitz"))
+    assert plan(LARGE, old).algorithm == "direct"
+    for name in ("mps", "xpu", "meta"):
+        assert plan(LARGE, devices.of(torch.device(name))).algorithm == "torch"
+    assert plan(LARGE, devices.CPU).algorithm == "torch"
+
+
+def test_empty_batch_is_planned_as_one_image() -> None:
+    assert plan(replace(LARGE, n=0), H100) == plan(replace(LARGE, n=1), H100)
+    assert explain_problem(replace(LARGE, n=0), H100).problem.n == 0
+
+
+def test_explain_problem_of_a_device_that_is_not_here() -> None:
+    verdict = explain_problem(LARGE, A100)
+    assert (verdict.device, verdict.plan) == ("a100", plan(LARGE, A100))
+    assert all(isinstance(v, float) and v > 0 for v in verdict.algorithms.values())
+    for needs_grad, expected in ((True, "torch"), (False, "toeplitz")):
+        assert explain_problem(LARGE, H100, needs_grad=needs_grad).plan.algorithm == expected
+
+
+def test_device_facts() -> None:
+    assert (H100.capability, H100.shared_per_block, H100.sms) == (90, 227 * 1024, 132)
+    assert (A100.capability, A100.shared_per_block, A100.sms) == (80, 163 * 1024, 108)
+    assert devices.for_arch("sm_86").arch == "sm_86"
+    assert devices.for_arch("sm_100").sms == H100.sms
+    assert devices.for_arch("gfx942").backend == "hip"
+    assert devices.for_arch("gfx942").capability == 0
+    for arch in ("sm90", "sm_", "cuda", "gpu"):
+        with pytest.raises(ValueError, match=r"unknown architecture .*expected sm_NN"):
+            devices.for_arch(arch)
+
+
+def test_the_interpreter_stands_in_for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, expected in (("1", "interpreter"), ("true", "interpreter"), ("0", "cpu"), ("", "cpu")):
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        assert devices.of(torch.device("cpu")).name == expected
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert replace(devices.of(torch.device("cpu")), name="h100") == H100
+
+
+@pytest.mark.gpu
+def test_facts_of_the_gpu_at_hand() -> None:
+    facts = devices.of(torch.device("cuda"))
+    properties = torch.cuda.get_device_properties(0)
+    assert (facts.name, facts.sms) == (properties.name, properties.multi_processor_count)
+    assert 48 * 1024 <= facts.shared_per_block <= facts.shared_per_sm
+    assert facts == devices.of(torch.device("cuda:0"))
