@@ -111,7 +111,7 @@ def refusal(problem: ConvProblem, device: Device, name: str) -> str | None:
 
 def _cheapest(problem: ConvProblem, device: Device, names: list[str], bank_format: str | None, source: str) -> Plan:
     candidates = [(registry.get(n), c) for n in names for c in registry.get(n).configs(problem, device)]
-    if bank_format in [a.bank_format(c) for a, c in candidates]:
+    if bank_format is not None and bank_format in [a.bank_format(c) for a, c in candidates]:
         candidates = [(a, c) for a, c in candidates if a.bank_format(c) in (None, bank_format)]
     best, config = min(candidates, key=lambda pair: pair[0].estimate(problem, pair[1], device).seconds)
     return Plan(best.name, config, source)
