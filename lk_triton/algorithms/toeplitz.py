@@ -17,8 +17,8 @@ from .base import MMA_EFFICIENCY, Estimate, KernelLaunch, TritonAlgorithm, activ
 BANK_VECTORS = {2: (4, 8), 4: (2, 4)}
 """Bank vector lengths by itemsize: 8-byte loads, which go through L1, and 16-byte loads, which bypass it."""
 
-MAX_ACCUMULATORS = {2: 128 * 256, 4: 128 * 128}
-"""Largest tile of fp32 accumulators by operand itemsize; more would spill."""
+MAX_ACCUMULATORS = {2: 128 * 256, 4: 64 * 128}
+"""Largest tile of fp32 accumulators by operand itemsize: more spills (offline compilation for sm_80 and sm_90)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     def configs(self, problem: ConvProblem, device: Device) -> list[ToeplitzConfig]:
         """Tiles of at most 256 outputs and the bank vectors of 8 and 16 bytes, as far as they fit the device."""
         size = problem.itemsize
+        most = MAX_ACCUMULATORS[size] // (2 if problem.epilogue.residual else 1)
         found = []
         for rows in (1, 2, 4, 8, 16):
             for columns in (8, 16, 32, 64):
@@ -70,11 +71,12 @@ class ToeplitzAlgorithm(TritonAlgorithm):
                     continue
                 tiles_at_hand = problem.n * ceil(problem.oh / rows)
                 for tiles in (16, 64, 128):
-                    if tiles > max(16, _power_of_two(tiles_at_hand)) or tiles * rows * columns > MAX_ACCUMULATORS[size]:
+                    accumulators = tiles * rows * columns
+                    if tiles > max(16, _power_of_two(tiles_at_hand)) or accumulators > most:
                         continue
-                    warps = 8 if tiles * rows * columns > 64 * 256 else 4
+                    warps = 8 if accumulators > (64 * 128 if size == 2 else 32 * 128) else 4
                     for vector in BANK_VECTORS[size]:
-                        for precision in precisions(problem):
+                        for precision in precisions(problem, device):
                             stages = 3 if size == 2 else 2
                             config = ToeplitzConfig(rows, columns, window, tiles, vector, warps, stages, precision)
                             if shared_bytes(problem, config) <= device.shared_per_block:
@@ -160,10 +162,12 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
 
 
-def precisions(problem: ConvProblem) -> tuple[str, ...]:
+def precisions(problem: ConvProblem, device: Device) -> tuple[str, ...]:
     """The dot precisions that answer the problem's request; float32 by default wants float32-class accuracy."""
     if problem.dtype != "float32":
         return ("ieee",)
+    if device.backend == "hip":
+        return ("ieee",) if problem.precision in (None, "ieee") else ()
     return (problem.precision,) if problem.precision else ("tf32x3", "ieee")
 
 
@@ -171,6 +175,9 @@ def shared_bytes(problem: ConvProblem, config: ToeplitzConfig) -> int:
     """Shared memory of one program: the pipelined operands, or the accumulators on their way out."""
     n = config.rows * config.columns
     operands = config.num_stages * sum(config.window) * (config.tiles + n) * problem.itemsize
+    if config.precision == "tf32x3":
+        # the low parts of the bank's values
+        operands += sum(config.window) * n * problem.itemsize
     return max(operands, config.tiles * n * problem.itemsize)
 
 
