@@ -1,0 +1,177 @@
+"""Host side of ``toeplitz``: windows, banks, counted work, legal configs."""
+
+from __future__ import annotations
+
+import random
+from math import ceil, prod
+
+import pytest
+import torch
+from numerics import assert_accurate
+
+from lk_triton import device, layout
+from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import vector_width
+from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm, ToeplitzConfig, issued_macs, shared_bytes, window_of
+from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.tuning.plan import plan
+
+TOEPLITZ = ToeplitzAlgorithm()
+LAYERS = {"31 on 56": (56, 31), "29 on 28": (28, 29), "27 on 14": (14, 27), "13 on 7": (7, 13)}
+
+
+def problem(n: int, c: int, h: int, w: int, kh: int, kw: int, dtype: str = "float16", **options) -> ConvProblem:
+    options.setdefault("padding", (kh // 2, kw // 2))
+    return ConvProblem(n, c, h, w, kh, kw, dtype=dtype, epilogue=Epilogue(bias=True, activation="relu"), **options)
+
+
+@pytest.fixture
+def issued(monkeypatch):
+    """Shapes of all ``tl.dot`` calls made in the interpreter: a list of (M, K, N)."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    shapes: list[tuple[int, int, int]] = []
+    plain = InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, *rest):
+        shapes.append((*a.data.shape, b.data.shape[1]))
+        return plain(self, a, b, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    return shapes
+
+
+def run(p: ConvProblem, config: ToeplitzConfig) -> None:
+    """Run ``config`` on random data in the interpreter, against float64."""
+    dtype = getattr(torch, p.dtype)
+    x = torch.randn(p.n, p.c, p.h, p.w).to(dtype)
+    weight = (torch.randn(p.c, 1, p.kh, p.kw) / (p.kh * p.kw) ** 0.5).to(dtype)
+    bias = torch.randn(p.c).to(dtype)
+    out = TOEPLITZ.launch(p, config, x, TOEPLITZ.pack(weight, p, config), bias, None)
+    assert_accurate(out, x, weight, bias, "relu", padding=p.padding)
+
+
+@pytest.mark.parametrize("size, kernel", LAYERS.values(), ids=LAYERS.keys())
+def test_useful_share_of_the_layers_of_31b(size, kernel, issued):
+    """Batch 64, the plan that would run on an H100; one channel stands for all, which run the same program."""
+    full = problem(64, 128, size, size, kernel, kernel)
+    chosen = plan(full, device.for_arch("sm_90"), "toeplitz")
+    one = problem(64, 1, size, size, kernel, kernel)
+    run(one, chosen.config)
+    macs = sum(map(prod, issued))
+    assert macs == issued_macs(one, chosen.config)
+    assert one.nominal_macs / macs >= 0.20
+
+
+def test_issued_macs_are_counted_exactly(issued):
+    """Random problems and configs: what the estimate counts is what the kernel issues, and every config is right."""
+    rng = random.Random(0)
+    for _ in range(12):
+        kh, kw = rng.choice([3, 5, 7, 13]), rng.choice([3, 5, 11, 21])
+        p = problem(rng.choice([1, 2, 5]), 1, rng.randint(1, 20), rng.randint(1, 40), kh, kw, rng.choice(["float16", "float32"]))
+        config = rng.choice(TOEPLITZ.configs(p, device.TABLE["h100"]))
+        issued.clear()
+        run(p, config)
+        assert sum(map(prod, issued)) == issued_macs(p, config), (p, config)
+
+
+@pytest.mark.parametrize("vector, dtype", [(4, torch.float16), (8, torch.bfloat16), (2, torch.float32), (4, torch.float32)])
+@pytest.mark.parametrize("kw", [1, 5, 31])
+def test_bank_holds_shifted_copies(kw, vector, dtype):
+    weight = torch.randn(3, 1, 7, kw).to(dtype)
+    p = problem(1, 3, 8, 8, 7, kw, str(dtype).removeprefix("torch."))
+    config = ToeplitzConfig(4, 8, (64, 0), 16, vector, 4, 2)
+    bank = TOEPLITZ.pack(weight, p, config)
+    length = bank.shape[-1]
+    assert bank.shape == (3, 7, vector, ceil((kw + vector - 1) / vector) * vector)
+    expected = torch.zeros_like(bank)
+    for v in range(vector):
+        expected[:, :, v, v : v + kw] = weight[:, 0]
+    assert torch.equal(bank, expected)
+    assert bank.nbytes == TOEPLITZ.bank_bytes(p, config)
+    assert length % vector == 0
+
+
+def test_banks_of_31b_stay_small():
+    """design limits: at most 4 MB a layer in stages 3 and 4, and 150 MB for the network."""
+    total = 0
+    for (c, blocks), (size, kernel) in zip([(128, 2), (256, 2), (512, 18), (1024, 2)], LAYERS.values(), strict=True):
+        p = problem(64, c, size, size, kernel, kernel)
+        bank = TOEPLITZ.bank_bytes(p, plan(p, device.for_arch("sm_90"), "toeplitz").config)
+        assert size > 14 or bank <= 4 * 2**20
+        total += blocks * bank
+    assert total <= 150 * 2**20
+
+
+def test_window_shows_every_tile_what_it_reads():
+    """The kernel's window start, for every column tile and every alignment that a tensor may have."""
+    rng = random.Random(1)
+    for _ in range(300):
+        kw, w = rng.choice([1, 3, 7, 13, 31, 51]), rng.randint(1, 120)
+        p = problem(1, 1, 4, w, 3, kw, rng.choice(["float16", "float32"]), padding=(1, rng.choice([0, kw // 2, kw])))
+        columns = rng.choice([8, 16, 32, 64])
+        if p.ow < 1:
+            continue
+        window = window_of(p, columns)
+        assert window is not None
+        pad, size = p.padding[1], sum(window)
+        widest = vector_width(16 // p.itemsize, [], w)
+        for xv in (v for v in (1, 2, 4, 8) if v <= widest):
+            for column0 in range(0, p.ow, columns):
+                start = max(min(max(column0 - pad, 0) // xv, (w - size) // xv), 0) * xv
+                needed = [c for c in range(column0 - pad, min(column0 + columns, p.ow) - pad + kw - 1) if 0 <= c < w]
+                assert all(start <= c < start + size for c in needed), (p, columns, xv)
+
+
+def test_windows_beyond_256_columns_are_refused():
+    p = problem(1, 1, 8, 600, 3, 401)
+    assert window_of(p, 8) is None
+    assert TOEPLITZ.configs(p, device.TABLE["h100"]) == []
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_configs_fit_the_device(dtype, arch):
+    target = device.for_arch(arch)
+    for size, kernel in LAYERS.values():
+        for n in (1, 64):
+            p = problem(n, 64, size, size, kernel, kernel, dtype)
+            configs = TOEPLITZ.configs(p, target)
+            assert configs
+            assert len(set(configs)) == len(configs)
+            assert all(shared_bytes(p, c) <= target.shared_per_block for c in configs)
+
+
+def test_refusals():
+    p = problem(1, 8, 16, 16, 7, 7)
+    assert "sm_75" in str(TOEPLITZ.supports(p, device.for_arch("sm_75")))
+    assert TOEPLITZ.supports(p, device.for_arch("sm_80")) is None
+    assert "CUDA or ROCm" in str(TOEPLITZ.supports(p, device.CPU))
+    strided = problem(1, 8, 16, 16, 3, 3, stride=(2, 2))
+    assert "stride" in str(TOEPLITZ.supports(strided, device.TABLE["h100"]))
+    assert registry.get("direct").supports(strided, device.TABLE["h100"]) is None
+    double = problem(1, 8, 16, 16, 7, 7, "float64")
+    assert "float64" in str(TOEPLITZ.supports(double, device.TABLE["h100"]))
+
+
+def test_estimates_name_their_limiter():
+    p = problem(64, 128, 56, 56, 31, 31)
+    for name in ("toeplitz", "direct", "torch"):
+        algorithm = registry.get(name)
+        h100 = device.TABLE["h100"]
+        estimates = [algorithm.estimate(p, c, h100) for c in algorithm.configs(p, h100)]
+        assert all(e.seconds > 0 and e.limiter in ("mma", "l2", "dram", "fma") for e in estimates)
+    best = {name: min(registry.get(name).estimate(p, c, h100).seconds for c in registry.get(name).configs(p, h100))
+            for name in ("toeplitz", "direct")}  # fmt: skip
+    assert best["toeplitz"] < best["direct"]
+
+
+def test_vector_width_follows_pitch_strides_and_address():
+    x = torch.empty(2, 4, 8, 16, dtype=torch.float16)
+    assert vector_width(8, [x], 16) == 8
+    assert vector_width(8, [x], 28) == 4
+    assert vector_width(8, [x], 7) == 1
+    assert vector_width(8, [x, None], 16) == 8
+    shifted = torch.empty(x.numel() + 2, dtype=x.dtype)[2:].view(x.shape)
+    assert vector_width(8, [shifted], 16) == 2
+    assert layout.has_dense_planes(shifted)
