@@ -4,15 +4,17 @@
     >>> model = create_model("replknet_3", num_classes=10).eval().reparameterize()
 """
 
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import CheckpointInfo, inspect_checkpoint, load_checkpoint, save_checkpoint
 from .reference import published_form, randomize_
 from .registry import create_model, list_models, register
 from .replknet import RepLKNet
 from .variants import replknet_3, replknet_7, replknet_13, replknet_25, replknet_31b, replknet_31l, replknet_xl
 
 __all__ = [
+    "CheckpointInfo",
     "RepLKNet",
     "create_model",
+    "inspect_checkpoint",
     "list_models",
     "load_checkpoint",
     "published_form",

@@ -34,7 +34,7 @@ def pointwise(in_channels: int, out_channels: int, activation: str | None, fused
     return ConvUnit(PointwiseConv2d(in_channels, out_channels, bias=fused, **options), activation, fused=fused)
 
 
-def channel_norm(channels: int, fused: bool, **options: Any) -> nn.Module:
+def channel_norm(channels: int, fused: bool, **options: Any) -> nn.BatchNorm2d | ChannelAffine:
     """A BatchNorm, or in the fused form the per-channel affine map that it becomes."""
     return ChannelAffine(channels, **options) if fused else nn.BatchNorm2d(channels, **options)
 

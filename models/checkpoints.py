@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,24 @@ BODY = ("stem.", "transitions.", "stages.")
 """What a backbone takes of a file."""
 
 State = dict[str, Tensor]
+
+
+class CheckpointInfo(NamedTuple):
+    """What to build a model with, so that it takes a file as it is: form, and number of classes, 0 without a head."""
+
+    form: str
+    num_classes: int
+
+
+def inspect_checkpoint(file: str | os.PathLike[str]) -> CheckpointInfo:
+    """Form and number of classes of the network in ``file``.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as ``load_checkpoint``.
+    """
+    state = _normalize(_read(file), file)
+    head = state.get("head.weight")
+    return CheckpointInfo(_form_of(state, file), 0 if head is None else len(head))
 
 
 def load_checkpoint(model: RepLKNet, file: str | os.PathLike[str], strict: bool = True) -> tuple[list[str], list[str]]:

@@ -51,6 +51,9 @@ class RepLKNet(nn.Module):
         ValueError: options that contradict each other (the text says which).
     """
 
+    norm: nn.BatchNorm2d | ChannelAffine
+    head: nn.Linear | nn.Identity
+
     def __init__(
         self,
         large_kernel_sizes: Sequence[int] = (31, 29, 27, 13),
@@ -106,7 +109,8 @@ class RepLKNet(nn.Module):
             pointwise(width, width, "relu", fused, **options),
             depthwise3x3(width, 2, fused, **options),
         ])  # fmt: skip
-        rates = torch.linspace(0, drop_path_rate, sum(layers), device="cpu").tolist()
+        pairs = sum(layers)
+        rates = [drop_path_rate * i / max(pairs - 1, 1) for i in range(pairs)]
         self.stages = nn.ModuleList(
             RepLKNetStage(
                 channels[i], large_kernel_sizes[i], small_kernel, dw_ratio, ffn_ratio,
@@ -345,7 +349,8 @@ class RepLKNet(nn.Module):
             "stem": r"^stem",
             "blocks": [
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^(?:stages\.(\d+)\.norm|transitions\.(\d+))", last),
+                (r"^stages\.(\d+)\.norm", last),
+                (r"^transitions\.(\d+)", last),
                 (r"^norm", last),
             ],
         }
@@ -363,7 +368,7 @@ def _stages(indices: Sequence[int], count: int, name: str) -> tuple[int, ...]:
     return tuple(sorted({i % count for i in indices}))
 
 
-def _head(features: int, num_classes: int, **options: Any) -> nn.Module:
+def _head(features: int, num_classes: int, **options: Any) -> nn.Linear | nn.Identity:
     return nn.Linear(features, num_classes, **options) if num_classes else nn.Identity()
 
 
