@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """What counts as an image inside a directory. A file named on the command line is tried whatever its suffix."""
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each colour, in units of full scale."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NORMALIZATION = {"replknet_xl": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+"""Of the models that do not take ``IMAGENET``."""
 
 CROP_SHARE = 224 / 256
 WARP_FROM = 384
@@ -83,7 +95,7 @@ def sample() -> Image.Image:
     return Image.fromarray(data.chelsea())
 
 
-def preprocess(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def preprocess(image: Image.Image, size: int, normalization: Normalization) -> Tensor:
     """RGB image -> (3, size, size) float32.
 
     Below 384 the shorter side becomes size / 0.875 and the centre is cropped; from 384 on the image is warped to a square.
@@ -95,13 +107,12 @@ def preprocess(image: Image.Image, size: int, mean: Sequence[float], std: Sequen
         image = image.resize((size, size), bicubic)
     else:
         short = int(size / CROP_SHARE)
-        width, height = image.size
-        scale = short / min(width, height)
-        image = image.resize((max(short, int(width * scale)), max(short, int(height * scale))), bicubic)
+        shortest = min(image.size)
+        image = image.resize((image.width * short // shortest, image.height * short // shortest), bicubic)
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)
         image = image.crop((left, top, left + size, top + size))
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
-    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
+    return ((pixels - torch.tensor(normalization.mean)) / torch.tensor(normalization.std)).permute(2, 0, 1)
 
 
 def batched(items: Iterator[tuple[str, Tensor]], size: int) -> Iterator[tuple[list[str], Tensor]]:
