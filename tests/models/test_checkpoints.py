@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lk_triton.models import RepLKNet, inspect_checkpoint, load_checkpoint, randomize_, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("no_interpreter")
-
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 1, 1), "large_kernel_sizes": (9, 9, 7, 7)}
 FORMS = ("training", "merged", "fused")
 State = dict[str, Tensor]

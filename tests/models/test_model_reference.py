@@ -11,8 +11,6 @@ from torch import nn
 from lk_triton.models import RepLKNet, published_form, randomize_
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
 
-pytestmark = pytest.mark.usefixtures("no_interpreter")
-
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "num_classes": 10}
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from lk_triton.models import RepLKNet, create_model, list_models, randomize_
 from lk_triton.models.blocks import DropPath
 
-pytestmark = pytest.mark.usefixtures("no_interpreter")
-
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "large_kernel_sizes": (31, 29, 27, 13)}
 FORMS = ("training", "merged", "fused")
 

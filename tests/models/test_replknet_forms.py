@@ -16,8 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lk_triton.models import RepLKNet, create_model, published_form, randomize_
 from lk_triton.nn import ChannelAffine, DepthwiseConv2d
 
-pytestmark = pytest.mark.usefixtures("no_interpreter")
-
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "num_classes": 10}
 IMAGES = (2, 3, 33, 48)
 
