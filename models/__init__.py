@@ -1,8 +1,4 @@
-"""Networks on lk_triton: RepLKNet, its checkpoints and its registry.
-
-    >>> from lk_triton.models import create_model, list_models
-    >>> model = create_model("replknet_3", num_classes=10).eval().reparameterize()
-"""
+"""Networks on lk_triton: RepLKNet in three forms, its checkpoints and its registry; see docs/checkpoints.md."""
 
 from .checkpoints import CheckpointInfo, inspect_checkpoint, load_checkpoint, save_checkpoint
 from .reference import published_form, randomize_
