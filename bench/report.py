@@ -1,0 +1,89 @@
+"""How results are written: rows of one CSV format, appended as they come, and a table for the eye."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+import lk_triton
+from lk_triton.device import interpreted
+
+from .timing import Timing
+
+FIELDS = (
+    "kernel_name", "provider", "n", "c", "h", "w", "kh", "kw", "dtype", "layout",
+    "p20_us", "p50_us", "p80_us", "min_us", "spread", "tflops", "images_per_s", "speedup",
+    "error", "torch_error", "gate", "note",
+    "device", "torch_version", "triton_version", "lk_triton_version", "commit", "config", "timestamp",
+)  # fmt: skip
+"""Columns. ``speedup`` is over the fastest of torch's providers; ``gate`` is ok, failed or empty (did not run)."""
+
+Row = dict[str, object]
+
+
+def facts(device: torch.device) -> Row:
+    """What every figure must name: device, versions, commit, time."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    if interpreted():
+        name += ", Triton interpreted"
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = "none"
+    return {
+        "device": name,
+        "torch_version": torch.__version__,
+        "triton_version": triton,
+        "lk_triton_version": lk_triton.__version__,
+        "commit": commit(),
+        "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The commit of this source tree, with ``+`` for uncommitted changes; LK_TRITON_COMMIT where there is no git."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head, dirty = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("LK_TRITON_COMMIT", "unknown")
+    return head + ("+" if dirty else "")
+
+
+def figures(timing: Timing) -> Row:
+    """The timing columns."""
+    columns = {f"p{q}_us": timing.quantile(q / 100) for q in (20, 50, 80)}
+    columns |= {"min_us": min(timing.rounds), "spread": timing.spread}
+    return {name: short(value) for name, value in columns.items()}
+
+
+def short(value: float) -> float:
+    """Five significant digits: no timing has more."""
+    return float(f"{value:.5g}")
+
+
+def append(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Append rows; writes the header into a new file. The file is complete after every call."""
+    new = not file.exists() or file.stat().st_size == 0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", newline="") as stream:
+        writer: csv.DictWriter[str] = csv.DictWriter(stream, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+    """Some columns of the rows; empty cells where there is no figure."""
+    return tabulate([[row.get(c, "") for c in columns] for row in rows], headers=columns, tablefmt="simple", floatfmt=".4g")

@@ -1,0 +1,57 @@
+"""The GPU visit's script: rehearsed on a CPU, so that the first visit is not its first run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu_check.sh"
+
+
+def call(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHON": sys.executable} | environment
+    return subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=env, timeout=timeout)
+
+
+@pytest.mark.slow
+def test_rehearsal(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = call("--cpu", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(list(out.iterdir())) <= 8
+    summary = (out / "summary.txt").read_text()
+    assert all(f"{step}: ok" in summary for step in ("tests", "conv_n64", "conv_n1", "network"))
+    assert "mode: cpu" in (out / "device.txt").read_text()
+    assert "'torch_version'" in (out / "device.txt").read_text()
+    with (out / "conv.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    cases = {"31b-stage1-n64", "31b-stage4-n64", "31b-stage4-n1", "wide-256x512-n1"}
+    assert {row["kernel_name"] for row in rows} == cases
+    providers = {"torch", "torch_channels_last", "torch_compile", "lk_triton_toeplitz", "lk_triton_direct"}
+    assert {row["provider"] for row in rows} == providers
+    assert all(row["gate"] == "ok" and float(row["p50_us"]) > 0 for row in rows)
+    with (out / "network.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["provider"] for row in rows] == ["published", "fused"] * 2
+    assert all(row["gate"] == "ok" and float(row["images_per_s"]) > 0 for row in rows)
+
+
+def test_failures_are_named_and_do_not_stop_the_next_step(tmp_path: Path) -> None:
+    """With a Python that always fails, every step fails, and the exit status says so."""
+    result = call("--cpu", str(tmp_path), PYTHON="false", timeout=60)
+    assert result.returncode == 1 + 2 + 4 + 8
+    summary = (tmp_path / "summary.txt").read_text()
+    assert summary.count("failed, status 1") == 4
+    assert "exit status 15" in summary
+
+
+def test_wrong_calls(tmp_path: Path) -> None:
+    for arguments in ((), ("--cpu",), ("--gpu", str(tmp_path)), (str(tmp_path), "more")):
+        result = call(*arguments, timeout=60)
+        assert result.returncode == 64
+        assert "usage:" in result.stderr
