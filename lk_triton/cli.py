@@ -1,0 +1,103 @@
+"""The ``lk-triton`` command: arguments in, exit code out. What the subcommands do lies in ``commands/``.
+
+Exit codes: 0 done; 1 done, but an image could not be read or a check failed; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import __version__
+from .commands import CommandError
+
+DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""Names in torch, and short ones; both are understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    """The parser of every subcommand; each sets ``command`` to the function that runs it."""
+    parser = Parser(prog="lk-triton", description="Large-kernel depthwise convolution and RepLKNet.")
+    parser.add_argument("--version", action="version", version=f"lk-triton {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    _add_run(subparsers.add_parser("run", help="run a network on images and compare its forms"))
+    _add_info(subparsers.add_parser("info", help="versions, compiler, device, and the algorithm each layer takes"))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Runs a RepLKNet in its fused form on images. On the first batch it also checks the fused form against the training "
+        "form and times both and the published form. Results go to stdout, progress to stderr."
+    )
+    parser.add_argument("images", nargs="*", metavar="IMAGE|DIR", help="image files, and directories of them")
+    parser.add_argument("--sample", action="store_true", help="add the photograph that scikit-image ships")
+    parser.add_argument("--model", default="replknet_31b", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights; without it they are random, seeded")
+    parser.add_argument(
+        "--size", type=_positive, default=224, metavar="N", help="input height and width; default: %(default)s"
+    )
+    parser.add_argument("--batch", type=_positive, default=8, metavar="N", help="images a batch; default: %(default)s")
+    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:0; default: cuda where there is one, else cpu")
+    parser.add_argument("--dtype", type=_dtype, metavar="T", help="fp32, fp16 or bf16; default: fp16 on cuda, else fp32")
+    parser.add_argument("--features", metavar="OUT.safetensors", help="write the feature maps and logits of all images")
+    parser.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes an image; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_run)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Versions, compiler and device, and the algorithm that each depthwise layer of RepLKNet-31B takes."
+    parser.add_argument("--arch", metavar="A", help="explain for this architecture, such as sm_90, instead of this machine's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_info)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .commands.run import run
+
+    return run(arguments)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .commands.info import info
+
+    return info(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _dtype(text: str) -> str:
+    for name, short in DTYPES.items():
+        if text in (name, short):
+            return name
+    raise argparse.ArgumentTypeError(f"expected one of {', '.join((*DTYPES.values(), *DTYPES))}, got {text!r}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except CommandError as error:
+        print(f"lk-triton: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
