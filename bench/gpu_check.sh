@@ -25,12 +25,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 64
 python=${PYTHON:-python3}
 total=500 # seconds for all steps
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-small=() n64=('*-n64') n1=('*-n1')
+parallel=() small=() n64=('*-n64') n1=('*-n1')
 if [[ $mode == cpu ]]; then
     export TRITON_INTERPRET=1 OMP_NUM_THREADS=1
     small=(--tiny --device cpu --rounds 5) n64=('*-stage[14]-n64') n1=('*-stage4-n1' 'wide-*')
 else
     unset TRITON_INTERPRET
+    "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8) # the tests mostly wait for compilers
 fi
 
 {
@@ -65,7 +66,7 @@ step() {
     [[ -f "$out/$name.log" ]] && tail -n "${LINES_SHOWN:-40}" "$out/$name.log"
 }
 
-step 1 tests 150 "$python" -m pytest -q -p no:cacheprovider -m gpu
+step 1 tests 150 "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
 step 2 conv_n64 150 "$python" -m lk_triton.bench.conv --out "$out/conv.csv" --cases "${n64[@]}" "${small[@]}"
 step 4 conv_n1 95 "$python" -m lk_triton.bench.conv --out "$out/conv.csv" --cases "${n1[@]}" "${small[@]}"
 step 8 network 100 "$python" -m lk_triton.bench.network --out "$out/network.csv" "${small[@]}"

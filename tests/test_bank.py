@@ -48,7 +48,7 @@ def prepared(kernel: int = 5) -> DepthwiseConv2d:
 
 def check(module: DepthwiseConv2d, tolerance: float = 1e-5) -> None:
     """The module computes what its weights now say."""
-    x = torch.randn(SHAPE).to(module.weight.dtype)
+    x = torch.randn(SHAPE).to(module.weight)
     pad = module.kernel_size[0] // 2
     bias = module.bias
     assert bias is not None
@@ -251,3 +251,29 @@ def test_export_unprepared_then_run() -> None:
     x = torch.randn(SHAPE)
     y: Tensor = program.module()(x)
     torch.testing.assert_close(y, module(x))
+
+
+@pytest.mark.gpu
+def test_a_prepared_module_in_a_cuda_graph(launched: list[str]) -> None:
+    module = DepthwiseConv2d(3, 5, device="cuda", dtype=torch.float16).eval().requires_grad_(False).prepare(SHAPE)
+    x = torch.zeros(SHAPE, device="cuda", dtype=torch.float16)
+    module(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    launched.clear()
+    with torch.cuda.graph(graph):
+        y = module(x)
+    assert launched == ["toeplitz_kernel"]
+    for _ in range(2):
+        x.normal_()
+        graph.replay()
+        torch.testing.assert_close(y, module(x), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_moving_to_a_gpu_drops_the_bank() -> None:
+    module = DepthwiseConv2d(3, 5, activation="relu", device="cuda").eval().prepare(SHAPE)
+    assert module.cpu().bank_bytes == 0
+    assert module.cuda().bank_bytes == 0
+    check(module, 1e-4)
+    check(module.prepare(SHAPE), 1e-4)

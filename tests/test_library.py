@@ -267,3 +267,49 @@ def test_options_reach_the_problem() -> None:
     assert (problem.stride, problem.padding, problem.dilation, problem.multiplier) == ((2, 1), (0, 1), (1, 2), 2)
     assert (problem.dtype, problem.layout, problem.precision) == ("float32", "nchw", "ieee")
     assert (problem.epilogue.bias, problem.epilogue.activation, problem.epilogue.residual) == (False, "relu", True)
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", LAYOUTS)
+def test_opcheck_on_a_gpu(order: str) -> None:
+    args = [a.cuda() if isinstance(a, Tensor) else a for a in arguments()]
+    args[0] = torch.empty_strided(args[0].shape, tensor((2, 3, 6, 5), order).stride(), device="cuda").copy_(args[0])
+    assert set(torch.library.opcheck(op, tuple(args)).values()) == {"SUCCESS"}
+
+
+@pytest.mark.gpu
+def test_autocast_and_compile_on_a_gpu() -> None:
+    torch._dynamo.reset()
+    layers = network(False).cuda()
+    for order in ("nchw", "channels_last", "channel_major"):
+        x = tensor((2, 4, 8, 8), order)
+        with torch.inference_mode():
+            expected = layers.cpu().double()(x.double())
+            layers.float().cuda()
+            x = torch.empty_strided(x.shape, x.stride(), device="cuda").copy_(x)
+            compiled = torch.compile(layers, fullgraph=True)
+            torch.testing.assert_close(compiled(x).cpu().double(), expected, rtol=1e-4, atol=1e-4)
+            with torch.autocast("cuda"):
+                y = layers(x)
+            assert y.dtype == torch.float16
+            torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_launches_on_the_current_stream() -> None:
+    """The input is still being written by the same stream when the op is called."""
+    weight = torch.randn(64, 1, 13, 13, device="cuda", dtype=torch.float16) / 13
+    source = torch.randn(16, 64, 56, 56, device="cuda", dtype=torch.float16)
+    expected = lk_triton.depthwise_conv2d(source, weight)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        x = torch.zeros_like(source)
+        torch.cuda._sleep(50_000_000)
+        x.copy_(source)
+        y = lk_triton.depthwise_conv2d(x, weight)
+    stream.synchronize()
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
