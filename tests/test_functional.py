@@ -14,6 +14,7 @@ from lk_triton import depthwise_conv2d, explain
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.torch_ import activate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ALGORITHMS = ("torch", "toeplitz", "direct")
 
 
