@@ -59,7 +59,14 @@ class TorchAlgorithm:
 
 
 def convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution alone, differentiable."""
+    """The convolution alone, differentiable.
+
+    bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last never returns for
+    kernels 31 wide and more (seen with torch 2.11 and 2.14 on a CPU with AVX512-BF16).
+    """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        y = convolve(problem, x.float(), weight.float(), None if bias is None else bias.float())
+        return y.to(x.dtype)
     return F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
 
 
