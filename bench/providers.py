@@ -28,11 +28,11 @@ class Provider(NamedTuple):
     ``build`` raises ValueError with the reason where the provider cannot serve the problem.
     """
 
-    build: Callable[[ConvProblem, Tensor, Tensor], Built]
+    build: Callable[[ConvProblem, Tensor, Tensor | None], Built]
     memory_format: torch.memory_format = torch.contiguous_format
 
 
-def _convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolution, bias and activation, as eager torch does it at its best: the activation in place."""
     y = F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
     activation = problem.epilogue.activation
@@ -41,11 +41,11 @@ def _convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor) -> 
     return y if activation is None else {"gelu": F.gelu, "silu": F.silu}[activation](y)
 
 
-def _torch_nchw(problem: ConvProblem, weight: Tensor, bias: Tensor) -> Built:
+def _torch_nchw(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
     return Built(lambda x: _convolve(problem, x, weight, bias), "eager")
 
 
-def _torch_channels_last(problem: ConvProblem, weight: Tensor, bias: Tensor) -> Built:
+def _torch_channels_last(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
     weight = weight.to(memory_format=torch.channels_last)
 
     def run(x: Tensor) -> Tensor:
@@ -55,14 +55,14 @@ def _torch_channels_last(problem: ConvProblem, weight: Tensor, bias: Tensor) -> 
     return Built(run, "eager, cudnn.benchmark")
 
 
-def _torch_compile(problem: ConvProblem, weight: Tensor, bias: Tensor) -> Built:
+def _torch_compile(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
     torch._dynamo.reset()  # every problem is compiled for its own shapes
     compiled = torch.compile(lambda x: _convolve(problem, x, weight, bias), fullgraph=True, dynamic=False)
     return Built(compiled, "inductor")
 
 
-def _algorithm(name: str) -> Callable[[ConvProblem, Tensor, Tensor], Built]:
-    def build(problem: ConvProblem, weight: Tensor, bias: Tensor) -> Built:
+def _algorithm(name: str) -> Callable[[ConvProblem, Tensor, Tensor | None], Built]:
+    def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
         algorithm = registry.get(name)
         chosen = plan(problem, devices.of(weight.device), name)
         bank = algorithm.pack(weight, problem, chosen.config)

@@ -1,0 +1,107 @@
+"""Correctness before speed: nothing is timed, by the tuner or by ``bench``, that fails this gate.
+
+The rule: the error against float64 is at most twice torch's error in the same dtype, plus one rounding of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import layout
+from ..algorithms.torch_ import activate, convolve
+from ..problem import ConvProblem
+
+TF32_BITS = 13
+"""Bits of a float32's significand that TF32 does not have."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Errors are the largest absolute ones, relative to the largest exact output; NaN where the output is not finite."""
+
+    error: float
+    torch_error: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the result may be timed."""
+        return self.error <= self.allowed  # False for NaN
+
+
+def judge(result: Tensor, torch_result: Tensor, exact: Tensor) -> Verdict:
+    """Compare ``result`` with ``exact`` (float64), by what torch reaches in the same dtype.
+
+    Raises:
+        ValueError: the result has another shape or dtype than torch's.
+    """
+    if result.shape != torch_result.shape or result.dtype != torch_result.dtype:
+        raise ValueError(
+            f"wrong output: {tuple(result.shape)} {result.dtype}, expected {tuple(exact.shape)} {torch_result.dtype}"
+        )
+    scale = exact.abs().max().clamp_min(1e-30)
+    error, torch_error = (((r.double() - exact).abs().max() / scale).item() for r in (result, torch_result))
+    return Verdict(error, torch_error, 2 * torch_error + torch.finfo(result.dtype).eps)
+
+
+class Inputs(NamedTuple):
+    """x (N, C, H, W) in the problem's layout, weight (C * multiplier, 1, KH, KW), and what the epilogue asks for:
+    bias (C * multiplier,), residual (N, C * multiplier, OH, OW) in the problem's layout."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+
+
+def draw(problem: ConvProblem, device: torch.device, generator: torch.Generator | None = None) -> Inputs:
+    """Fresh random tensors of ``problem``; outputs are of the order of 1.
+
+    A problem that asks for ``tf32`` gets values that TF32 holds exactly, so that float64 sees what the tensor cores see.
+    """
+
+    def normal(*shape: int) -> Tensor:
+        values = torch.randn(shape, device=device, dtype=getattr(torch, problem.dtype), generator=generator)
+        if problem.precision == "tf32":
+            values.view(torch.int32).bitwise_and_(-1 << TF32_BITS)
+        return values
+
+    def image(*shape: int) -> Tensor:
+        return layout.conform(normal(*shape), problem.layout)
+
+    n, out_channels, oh, ow = problem.out_shape
+    weight = normal(out_channels, 1, problem.kh, problem.kw)
+    scale = 2.0 ** -round((problem.kh * problem.kw).bit_length() / 2)  # a power of two keeps TF32 values exact
+    return Inputs(
+        x=image(n, problem.c, problem.h, problem.w),
+        weight=weight * scale,
+        bias=normal(out_channels) if problem.epilogue.bias else None,
+        residual=image(n, out_channels, oh, ow) if problem.epilogue.residual else None,
+    )
+
+
+def eager(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """The problem by torch's own operations, in the dtype of the tensors."""
+    y = activate(convolve(problem, x, weight, bias), problem.epilogue.activation)
+    return y if residual is None else y + residual
+
+
+class Gate:
+    """The references of one problem on one set of random inputs, computed once for all candidates."""
+
+    def __init__(self, problem: ConvProblem, device: torch.device, generator: torch.Generator | None = None) -> None:
+        self.x, self.weight, self.bias, self.residual = inputs = draw(problem, device, generator)
+        self._torch = eager(problem, *inputs)
+        bias, residual = (t if t is None else t.double() for t in inputs[2:])
+        self._exact = eager(problem, self.x.double(), self.weight.double(), bias, residual)
+
+    def check(self, run: Callable[[Tensor], Tensor]) -> Verdict:
+        """Judge ``run(x)``. The memory that its output is likely to get is filled with NaN first."""
+        poison = torch.full_like(self._torch, float("nan"))
+        del poison
+        return judge(run(self.x), self._torch, self._exact)
