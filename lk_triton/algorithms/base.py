@@ -33,6 +33,7 @@ class Algorithm(Protocol):
     """One way to compute a ``ConvProblem``. Nothing outside its host file knows its tile sizes."""
 
     name: str
+    config_type: type[Any]
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None where the algorithm can serve, else the reason why not (also the text of the user's error)."""
@@ -82,6 +83,7 @@ class TritonAlgorithm:
     """Shared launch path: dense planes in, one kernel, the problem's layout out."""
 
     name = ""
+    config_type: type[Any]
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """What every Triton algorithm refuses."""

@@ -29,6 +29,7 @@ class DirectAlgorithm(TritonAlgorithm):
     """Small kernels, stride 2 for 3x3, and true IEEE float32 at any size."""
 
     name = "direct"
+    config_type = DirectConfig
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None, or why not."""

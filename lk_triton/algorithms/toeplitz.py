@@ -48,6 +48,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     """Stride 1, any odd kernel, on GPUs with usable MMA (sm_80 and newer, or ROCm)."""
 
     name = "toeplitz"
+    config_type = ToeplitzConfig
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None, or why not."""

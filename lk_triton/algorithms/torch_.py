@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ class TorchAlgorithm:
     """``F.conv2d`` and the epilogue as separate torch operations."""
 
     name = "torch"
+    config_type: type[Any] = TorchConfig
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """Serves every problem."""

@@ -1,0 +1,129 @@
+"""One measured plan, as data and as JSON.
+
+An entry names everything that its figure depends on: the problem field by field, the algorithm and config, the versions,
+and a hash of the sources that were measured. An entry whose hash is another is stale: its figure is of another kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..algorithms import registry
+from ..algorithms.base import Config
+from ..problem import ConvProblem, Epilogue
+
+KERNELS = Path(__file__).parent.parent / "kernels"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was measured for ``problem``: the median in microseconds over ``rounds``, and slowest over fastest round."""
+
+    problem: ConvProblem
+    algorithm: str
+    config: Config
+    microseconds: float
+    rounds: int
+    spread: float
+    versions: dict[str, str | None]
+    source_hash: str
+
+
+def to_json(entry: Entry) -> dict[str, Any]:
+    """The entry as plain JSON data: objects, lists, numbers and strings."""
+    return json.loads(json.dumps(asdict(entry)))
+
+
+def from_json(data: Any) -> Entry:
+    """The inverse of ``to_json``: tuples are tuples again, so that the problem is the same key.
+
+    Raises:
+        ValueError: this is no entry of this version of the library.
+    """
+    try:
+        values = {**_fields(Entry, data)}
+        values["problem"] = problem_from_json(values["problem"])
+        values["config"] = _build(registry.get(values["algorithm"]).config_type, values["config"])
+        entry = Entry(**values)
+        if not entry.microseconds > 0:
+            raise ValueError(f"microseconds must be above 0, got {entry.microseconds!r}")
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not an entry: {error}") from None
+    return entry
+
+
+def problem_to_json(problem: ConvProblem) -> dict[str, Any]:
+    """Every field of the problem; tuples become lists."""
+    return json.loads(json.dumps(asdict(problem)))
+
+
+def problem_from_json(data: Any) -> ConvProblem:
+    """The inverse of ``problem_to_json``.
+
+    Raises:
+        ValueError: fields are missing, or unknown ones are there.
+    """
+    values = _fields(ConvProblem, data)
+    return _build(ConvProblem, {**values, "epilogue": _build(Epilogue, values["epilogue"])})
+
+
+def stale(data: dict[str, Any]) -> bool:
+    """Whether the entry's sources are not those of this installation. Asked before ``from_json``: old configs differ.
+
+    Raises:
+        ValueError: the entry names no algorithm of this version.
+    """
+    try:
+        return data["source_hash"] != source_hash(data["algorithm"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not an entry: {error!r}") from None
+
+
+@lru_cache
+def source_hash(algorithm: str) -> str:
+    """Hash of everything that decides what a config of ``algorithm`` runs: kernels/*.py and the algorithm's host file."""
+    host = Path(inspect.getfile(type(registry.get(algorithm))))
+    digest = hashlib.sha256()
+    for file in (*sorted(KERNELS.glob("*.py")), host):
+        # read as text: a checkout may have changed the line ends
+        digest.update(f"{file.name}\0{file.read_text(encoding='utf-8')}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def versions() -> dict[str, str | None]:
+    """Versions of what a figure depends on; None where it is not installed."""
+    from .. import __version__
+
+    try:
+        from triton import __version__ as triton
+    except ImportError:
+        triton = None
+    return {"lk_triton": __version__, "torch": torch.__version__, "triton": triton}
+
+
+def _build(kind: Callable[..., Any], data: Any) -> Any:
+    values = _fields(kind, data)
+    return kind(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _fields(kind: Any, data: Any) -> dict[str, Any]:
+    """``data``, which must hold exactly the fields of the dataclass ``kind``: a default must not stand in for a lost one."""
+    wanted = {f.name for f in fields(kind)}
+    if not isinstance(data, dict) or data.keys() != wanted:
+        given = sorted(data) if isinstance(data, dict) else data
+        raise ValueError(f"{kind.__name__} has the fields {sorted(wanted)}, got {given!r}")
+    return data
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
