@@ -26,9 +26,8 @@ def reference(
 def assert_accurate(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
                     residual: Tensor | None = None, **options: tuple[int, int]) -> None:  # fmt: skip
     """Compare ``out`` with the float64 reference, by the largest absolute error."""
-    tensors = [x, weight, bias, residual]
-    x64, w64, b64, r64 = (t if t is None else t.detach().cpu().double() for t in tensors)
-    exact = reference(x64, w64, b64, activation, r64, **options)
+    b64, r64 = (t if t is None else t.detach().cpu().double() for t in (bias, residual))
+    exact = reference(x.detach().cpu().double(), weight.detach().cpu().double(), b64, activation, r64, **options)
     own = reference(x, weight, bias, activation, residual, **options).detach().cpu().double()
     result = out.detach().cpu().double()
     assert result.shape == exact.shape

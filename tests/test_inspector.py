@@ -13,7 +13,8 @@ import sys
 import pytest
 
 from lk_triton import device, inspector
-from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm, shared_bytes
+from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
+from lk_triton.algorithms.toeplitz_work import shared_bytes
 from lk_triton.problem import ConvProblem, Epilogue
 from lk_triton.tuning.plan import plan
 
@@ -25,7 +26,8 @@ from lk_triton.tuning.plan import plan
 
 for line in sys.stdin:
     arch, algorithm, fields, epilogue = json.loads(line)
-    problem = ConvProblem(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}, epilogue=Epilogue(*epilogue))
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    problem = ConvProblem(**fields, epilogue=Epilogue(*epilogue))
     chosen = plan(problem, device.for_arch(arch), algorithm)
     report = dataclasses.asdict(inspector.compile_launch(inspector.meta_launch(problem, algorithm, chosen.config), arch))
     report.pop("sass")
@@ -93,7 +95,10 @@ def test_other_epilogues_and_precisions_do_not_spill(arch):
 @pytest.mark.slow
 def test_direct_at_three_and_five():
     """No spills, 16-byte image loads at 3x3 (stride 1 and 2) and 5x5; at stride 1 all stays in registers."""
-    cases = [("sm_90", "direct", fields(64, 128, 56, k, "float16", s), (True, "relu", False)) for k, s in ((3, 2), (3, 1), (5, 1))]
+    cases = [
+        ("sm_90", "direct", fields(64, 128, 56, k, "float16", stride), (True, "relu", False))
+        for k, stride in ((3, 2), (3, 1), (5, 1))
+    ]
     reports = compile_all(cases)
     assert all(report["spills"] == 0 and "16" in report["loads"] for report in reports)
     assert [report["shared_bytes"] for report in reports[1:]] == [0, 0]

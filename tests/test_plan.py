@@ -101,7 +101,9 @@ def test_device_facts() -> None:
     assert (H100.capability, H100.shared_per_block, H100.sms) == (90, 227 * 1024, 132)
     assert (A100.capability, A100.shared_per_block, A100.sms) == (80, 163 * 1024, 108)
     assert devices.for_arch("sm_86").arch == "sm_86"
-    assert devices.for_arch("sm_100").sms == H100.sms
+    assert devices.for_arch("sm_86").shared_per_block == devices.TABLE["l4"].shared_per_block
+    for arch, name in (("sm_80", "a100"), ("sm_90", "h100"), ("sm_100", "b200"), ("gfx942", "mi300x"), ("h200", "h200")):
+        assert devices.for_arch(arch) == devices.TABLE[name]
     assert devices.for_arch("gfx942").backend == "hip"
     assert devices.for_arch("gfx942").capability == 0
     for arch in ("sm90", "sm_", "cuda", "gpu"):

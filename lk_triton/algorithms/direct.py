@@ -63,7 +63,14 @@ class DirectAlgorithm(TritonAlgorithm):
         return weight.contiguous()
 
     def kernel_launch(
-        self, problem: ConvProblem, config: DirectConfig, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
+        self,
+        problem: ConvProblem,
+        config: DirectConfig,
+        x: Tensor,
+        bank: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
     ) -> KernelLaunch:
         """One program per (channel, block of lanes)."""
         from ..kernels.direct import direct_kernel

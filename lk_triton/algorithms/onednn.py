@@ -33,7 +33,7 @@ def pointwise(
 
 
 def _serves(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if x.device.type != "cpu" or tracing or torch.is_autocast_enabled("cpu"):
         return False
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled or x.numel() == 0:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil
 
 import torch
@@ -12,36 +10,42 @@ from torch import Tensor
 from .. import device as devices
 from ..device import Device
 from ..problem import ConvProblem
-from .base import MMA_EFFICIENCY, Estimate, KernelLaunch, TritonAlgorithm, activation_bytes, roofline, vector_width
+from .base import (
+    ISSUE_SHARE,
+    MMA_SHARE,
+    Estimate,
+    KernelLaunch,
+    TritonAlgorithm,
+    activation_bytes,
+    roofline,
+    vector_width,
+)
+from .toeplitz_work import (
+    ToeplitzConfig,
+    bank_bytes,
+    elements_per_lane,
+    image_vector,
+    loads_per_thread,
+    operand_reads,
+    registers,
+    row_length,
+    shared_bytes,
+    tile_blocks,
+    window_of,
+    work,
+)
 
 BANK_VECTORS = {2: (4, 8), 4: (2, 4)}
 """Bank vector lengths by itemsize: 8-byte loads, which go through L1, and 16-byte loads, which bypass it."""
 
-MAX_ACCUMULATORS = {2: 128 * 256, 4: 64 * 128}
-"""Largest tile of fp32 accumulators by operand itemsize: more spills (offline compilation for sm_80 and sm_90)."""
+BANK_LIMIT = 4 * 2**20
+"""Banks above this many bytes are made only where there is no smaller format."""
 
+TILES = ((16, False), (32, False), (64, False), (128, False), (256, False), (16, True), (32, True))
+"""(tiles, swap): the M of a program, and whether tiles are the GEMM's N instead."""
 
-@dataclass(frozen=True)
-class ToeplitzConfig:
-    """Compile-time choices.
-
-    Attributes:
-        rows: R, output rows of a tile.
-        columns: WT, output columns of a tile; rows * columns is the GEMM's N.
-        window: Kin as the sum of one or two powers of two, each a dot.
-        tiles: M, tiles of a program.
-        vector: bank elements per load.
-        precision: how float32 products are formed; ``ieee`` for half types, where it changes nothing.
-    """
-
-    rows: int
-    columns: int
-    window: tuple[int, int]
-    tiles: int
-    vector: int
-    num_warps: int
-    num_stages: int
-    precision: str = "ieee"
+MAX_REGISTERS = {2: 210, 4: 190}
+"""By itemsize, as ``registers`` counts; kernels above it spill (offline compilation for sm_80 and sm_90)."""
 
 
 class ToeplitzAlgorithm(TritonAlgorithm):
@@ -59,65 +63,63 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return super().supports(problem, device)
 
     def configs(self, problem: ConvProblem, device: Device) -> list[ToeplitzConfig]:
-        """Tiles of at most 256 outputs and the bank vectors of 8 and 16 bytes, as far as they fit the device."""
-        size = problem.itemsize
-        most = MAX_ACCUMULATORS[size] // (2 if problem.epilogue.residual else 1)
+        """Tiles of 32 to 256 outputs, every way to feed them, as far as registers and shared memory go."""
         found = []
-        for rows in (1, 2, 4, 8, 16):
-            for columns in (8, 16, 32, 64):
-                if rows > max(4, _power_of_two(problem.oh)) or columns > max(8, _power_of_two(problem.ow)):
-                    continue
-                window = window_of(problem, columns)
-                if window is None or not 32 <= rows * columns <= 256:
-                    continue
-                tiles_at_hand = problem.n * ceil(problem.oh / rows)
-                for tiles in (16, 64, 128):
-                    accumulators = tiles * rows * columns
-                    if tiles > max(16, _power_of_two(tiles_at_hand)) or accumulators > most:
+        vectors = BANK_VECTORS[problem.itemsize]
+        vectors = [v for v in vectors if v == vectors[0] or bank_bytes(problem, v) <= BANK_LIMIT]
+        tiles_at_hand = problem.n * problem.oh
+        for rows, columns in _tile_shapes(problem):
+            for window, step_rows in _windows(problem, rows, columns):
+                for tiles, swap in TILES:
+                    if tiles > max(16, _power_of_two(ceil(tiles_at_hand / rows))) or (swap and rows * columns < 64):
                         continue
-                    warps = 8 if accumulators > (64 * 128 if size == 2 else 32 * 128) else 4
-                    for vector in BANK_VECTORS[size]:
+                    for vector in vectors:
                         for precision in precisions(problem, device):
-                            stages = 3 if size == 2 else 2
-                            config = ToeplitzConfig(rows, columns, window, tiles, vector, warps, stages, precision)
-                            if shared_bytes(problem, config) <= device.shared_per_block:
-                                found.append(config)
+                            for warps in (4, 8):
+                                for stages in (3, 2, 4, 1):  # at equal estimates, the first
+                                    config = ToeplitzConfig(
+                                        rows, columns, window, tiles, vector, warps, stages, precision, step_rows, swap
+                                    )
+                                    if _fits(problem, config, device):
+                                        found.append(config)
         return found
 
     def estimate(self, problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Estimate:
-        """MMA peak, operands through L2, or DRAM; whole waves of programs."""
-        macs = issued_macs(problem, config)
-        if problem.itemsize == 2:
-            peak = device.mma_half_tflops
-        elif config.precision == "ieee":
-            peak = device.fp32_tflops
-        else:
-            peak = device.mma_tf32_tflops / (3 if config.precision == "tf32x3" else 1)
-        fill = min(1.0, config.tiles / 64)
-        n = config.rows * config.columns
-        operand_bytes = macs * (1 / config.tiles + 1 / n) * problem.itemsize
-        dram = activation_bytes(problem) + self.bank_bytes(problem, config)
-        programs = problem.c * _tile_blocks(problem, config) * ceil(problem.ow / config.columns)
-        waves = programs / device.sms
-        partial = ceil(waves) / waves
+        """The slowest resource of the fullest SM (MMA, shared memory with L1, L2, issue slots), DRAM, or L2's latency."""
+        counted = work(problem, config)
+        size = problem.itemsize
+        per_sm = counted.programs / device.sms
+        fullest = ceil(per_sm) / per_sm
+        asynchronous = config.num_stages > 1
+        image_bypasses = asynchronous and image_vector(problem) * size == 16
+        bank_bypasses = asynchronous and config.vector * size == 16
+        outside = activation_bytes(problem)
+
+        reads = operand_reads(config, _uses_wgmma(config, device))
+        instructions = _instructions(problem, config, device)
+        shared = counted.steps * config.step_k * (reads + config.tiles + config.outputs) * size
+        shared += (0 if image_bypasses else counted.image_bytes) + (0 if bank_bypasses else counted.bank_bytes)
+        bank_l2 = counted.bank_bytes if bank_bypasses else counted.bank_rows_bytes
+        issued = counted.steps * config.num_warps * instructions
+        rounds = ceil(per_sm / _programs_per_sm(problem, config, device))
+        overlap = max(config.num_stages - 1, 0.5)
         return roofline(
             device,
-            mma=2 * macs / (peak * 1e12 * MMA_EFFICIENCY * fill) * partial,
-            l2=operand_bytes / (device.l2_gbps * 1e9) * partial,
-            dram=dram / (device.dram_gbps * 1e9),
+            mma=2 * counted.macs / _mma_rate(problem, config, device) * fullest,
+            smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest,
+            l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest,
+            issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
+            latency=rounds * counted.steps / counted.programs * device.l2_latency_ns * 1e-9 / overlap,
+            dram=(outside + bank_bytes(problem, config.vector)) / (device.dram_gbps * 1e9),
         )
 
     def bank_format(self, config: ToeplitzConfig) -> str | None:
         """Shifted filter rows, named by the vector length."""
         return f"toeplitz/{config.vector}"
 
-    def bank_bytes(self, problem: ConvProblem, config: ToeplitzConfig) -> int:
-        """Memory of the packed weights, in bytes."""
-        return problem.c * problem.kh * config.vector * _row_length(problem, config) * problem.itemsize
-
     def pack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzConfig) -> Tensor:
         """weight (C, 1, KH, KW) -> bank (C, KH, V, L): V copies of each filter row, copy v shifted by v."""
-        length = _row_length(problem, config)
+        length = row_length(problem.kw, config.vector)
         bank = torch.empty((problem.c, problem.kh, config.vector, length), dtype=weight.dtype, device=weight.device)
         self.pack_launch(weight, bank).run(weight.device)
         return bank
@@ -133,7 +135,14 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return KernelLaunch(pack_kernel, (c * kh,), args, num_warps=1, num_stages=1)
 
     def kernel_launch(
-        self, problem: ConvProblem, config: ToeplitzConfig, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
+        self,
+        problem: ConvProblem,
+        config: ToeplitzConfig,
+        x: Tensor,
+        bank: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
     ) -> KernelLaunch:
         """One program per (channel, column tile, block of tiles)."""
         from ..kernels.toeplitz import toeplitz_kernel
@@ -142,24 +151,25 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         xv = vector_width(widest, [x], problem.w)
         ov = vector_width(widest, [out, residual], problem.ow)
         res = out if residual is None else residual
-        tile_blocks = _tile_blocks(problem, config)
+        blocks = tile_blocks(problem, config)
         column_tiles = ceil(problem.ow / config.columns)
         args = {
             "x": x, "bank": bank, "bias": bias, "residual": residual, "out": out,
             "N": problem.n, "H": problem.h, "W_v": problem.w // xv, "OH": problem.oh, "OW_v": problem.ow // ov,
-            "groups": ceil(problem.oh / config.rows), "tile_blocks": tile_blocks, "column_tiles": column_tiles,
+            "groups": ceil(problem.oh / config.rows), "tile_blocks": blocks, "column_tiles": column_tiles,
             "stride_xn": x.stride(0) // xv, "stride_xc": x.stride(1) // xv,
             "stride_rn": res.stride(0) // ov, "stride_rc": res.stride(1) // ov,
             "stride_on": out.stride(0) // ov, "stride_oc": out.stride(1) // ov,
             "pad_h": problem.padding[0], "pad_w": problem.padding[1], "KH": problem.kh,
-            "R": config.rows, "WT": config.columns, "KIN_A": config.window[0], "KIN_B": config.window[1],
-            "BM": config.tiles, "V": config.vector, "L": _row_length(problem, config), "XV": xv, "OV": ov,
+            "R": config.rows, "WT": config.columns, "D": config.step_rows, "KIN_A": config.window[0],
+            "KIN_B": config.window[1], "BM": config.tiles, "SWAP": config.swap,
+            "V": config.vector, "L": row_length(problem.kw, config.vector), "XV": xv, "OV": ov,
             "MASK_COLUMNS": sum(config.window) > problem.w, "HAS_BIAS": bias is not None,
             "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
             "PRECISION": config.precision,
             "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
         }  # fmt: skip
-        grid = (problem.c * column_tiles * tile_blocks,)
+        grid = (problem.c * column_tiles * blocks,)
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
 
 
@@ -172,64 +182,74 @@ def precisions(problem: ConvProblem, device: Device) -> tuple[str, ...]:
     return (problem.precision,) if problem.precision else ("tf32x3", "ieee")
 
 
-def shared_bytes(problem: ConvProblem, config: ToeplitzConfig) -> int:
-    """Shared memory of one program: the pipelined operands, or the accumulators on their way out."""
-    n = config.rows * config.columns
-    operands = config.num_stages * sum(config.window) * (config.tiles + n) * problem.itemsize
+def _tile_shapes(problem: ConvProblem) -> list[tuple[int, int]]:
+    """(rows, columns) of 32 to 256 outputs, hardly larger than the map."""
+    rows = [r for r in (1, 2, 4, 8, 16, 32) if r <= max(4, _power_of_two(problem.oh))]
+    columns = [w for w in (8, 16, 32, 64) if w <= max(8, _power_of_two(problem.ow))]
+    return [(r, w) for r in rows for w in columns if 32 <= r * w <= 256]
+
+
+def _windows(problem: ConvProblem, rows: int, columns: int) -> list[tuple[tuple[int, int], int]]:
+    """(window, step_rows): one row a step, or several where rows are so short that a step's K stays at most 64."""
+    window = window_of(problem, columns)
+    if window is None:
+        return []
+    found = [(window, 1)] if window[0] >= 16 else [((16, 0), 1)]
+    if window[1] == 0 and rows * columns >= problem.oh * problem.ow // 2:
+        found += [(window, d) for d in (2, 4, 8) if 16 <= d * window[0] <= 64 and d < 2 * problem.h]
+    return found
+
+
+def _fits(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> bool:
+    """Whether the device can launch ``config`` without spills, and more warps than accumulators need are not wasted."""
+    accumulators, turn = config.tiles * config.outputs, 64 * 128 if problem.itemsize == 2 else 32 * 128
+    if accumulators < turn if config.num_warps == 8 else accumulators > turn:
+        return False
+    # the smallest tile stays whatever it needs, so that wide float32 windows are served at all
+    in_registers = registers(problem, config, _uses_wgmma(config, device)) <= MAX_REGISTERS[problem.itemsize]
+    return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config) <= device.shared_per_block
+
+
+def _uses_wgmma(config: ToeplitzConfig, device: Device) -> bool:
+    return device.capability == 90 and (config.outputs if config.swap else config.tiles) >= 64
+
+
+def _mma_rate(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
+    """FLOP/s of the dots. On sm_90 the older mma.sync, which short operands get, reaches about 60 % of wgmma's rate."""
+    if problem.itemsize == 4 and config.precision == "ieee":
+        return device.fp32_tflops * 1e12 * MMA_SHARE
+    peak = device.mma_half_tflops if problem.itemsize == 2 else device.mma_tf32_tflops
     if config.precision == "tf32x3":
-        # the low parts of the bank's values
-        operands += sum(config.window) * n * problem.itemsize
-    return max(operands, config.tiles * n * problem.itemsize)
+        peak /= 3
+    return peak * 1e12 * MMA_SHARE * (0.6 if device.capability == 90 and not _uses_wgmma(config, device) else 1)
 
 
-def issued_macs(problem: ConvProblem, config: ToeplitzConfig) -> int:
-    """Multiply-adds of all ``tl.dot`` calls of a launch; nominal_macs / issued_macs is the useful share."""
-    per_step = config.tiles * config.rows * config.columns * sum(config.window)
-    return problem.c * ceil(problem.ow / config.columns) * _steps(problem, config.rows, config.tiles) * per_step
+def _instructions(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
+    """Instructions of one warp in one step: loop and barriers, each load with its address and mask, MMAs, fragments.
 
-
-@lru_cache(maxsize=1024)
-def _steps(problem: ConvProblem, rows: int, tiles: int) -> int:
-    """Steps of all tile blocks of one channel and column tile, as the kernel's loop bounds have them."""
-    groups = ceil(problem.oh / rows)
-    total = 0
-    for block in range(ceil(problem.n * groups / tiles)):
-        first_group = block * tiles // problem.n
-        last_group = min((block * tiles + tiles - 1) // problem.n, groups - 1)
-        first = max(problem.padding[0] - last_group * rows, 0)
-        last = min(rows + problem.kh - 1, problem.h + problem.padding[0] - first_group * rows)
-        total += max(last - first, 0)
-    return total
-
-
-@lru_cache(maxsize=1024)
-def window_of(problem: ConvProblem, columns: int) -> tuple[int, int] | None:
-    """The smallest window that shows every tile of ``columns`` outputs all that it reads; None above 256.
-
-    A sum of one or two powers of two of at least 16, the least K of a dot.
+    Counted in offline compilations for sm_80 and sm_90.
     """
-    w, kw, pad = problem.w, problem.kw, problem.padding[1]
-    align = vector_width(16 // problem.itemsize, [], w)
-    for parts in ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32), (128, 0), (128, 32), (128, 64), (256, 0)):
-        size = sum(parts)
-        for column0 in range(0, problem.ow, columns):
-            start = max(min(max(column0 - pad, 0) // align * align, (w - size) // align * align), 0)
-            first = max(column0 - pad, 0)
-            last = min(w, min(column0 + columns, problem.ow) - pad + kw - 1)
-            if start > first or start + size < last:
-                break
-        else:
-            return parts
-    return None
+    wgmma = _uses_wgmma(config, device)
+    count = 50 + 9 * sum(loads_per_thread(problem, config))
+    macs = config.tiles * config.outputs * config.step_k / config.num_warps
+    if problem.itemsize == 4 and config.precision == "ieee":
+        return count + 3 * macs / 32
+    if config.precision == "tf32x3":
+        # each operand is split into two TF32 numbers
+        count += 14 * elements_per_lane(config, wgmma)
+    if not wgmma:
+        per_mma = 2048 if problem.itemsize == 2 else 1024 / (3 if config.precision == "tf32x3" else 1)
+        fragments = operand_reads(config, wgmma) * config.step_k * problem.itemsize / config.num_warps / 512
+        count += macs / per_mma + fragments
+    return count
 
 
-def _row_length(problem: ConvProblem, config: ToeplitzConfig) -> int:
-    """L: elements of one shifted filter row, a multiple of the vector."""
-    return ceil((problem.kw + config.vector - 1) / config.vector) * config.vector
-
-
-def _tile_blocks(problem: ConvProblem, config: ToeplitzConfig) -> int:
-    return ceil(problem.n * ceil(problem.oh / config.rows) / config.tiles)
+def _programs_per_sm(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> int:
+    """How many programs are resident on one SM."""
+    used = registers(problem, config, _uses_wgmma(config, device))
+    by_registers = device.registers_per_sm / (used * 32 * config.num_warps)
+    by_shared = device.shared_per_sm / (shared_bytes(problem, config) + 1024)
+    return max(1, int(min(by_registers, by_shared, 64 / config.num_warps)))
 
 
 def _power_of_two(value: int) -> int:

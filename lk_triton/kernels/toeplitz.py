@@ -28,26 +28,57 @@ def pack_kernel(weight, bank, KH, KW, V: tl.constexpr, L: tl.constexpr, BLOCK: t
     tl.store(bank + row * (V * L) + o, value, mask=o < V * L)
 
 
-@triton.jit
-def _window_dot(acc, x_row, x_mask, t_column, t_start, t_mask, k0, limit,
-                KIN: tl.constexpr, L: tl.constexpr, MASK_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-                CAST_OPERANDS: tl.constexpr):  # fmt: skip
-    """acc [BM, BN] += X [BM, KIN] @ T [KIN, BN] over the window's columns k0 .. k0 + KIN - 1.
+NEVER = tl.constexpr(-(1 << 30))
+"""A row so far below zero that no step brings it into any map or filter."""
 
-    x_row [BM]: address of each tile's window in its input row. t_column [BN]: address of each column's copy of the
-    filter row; t_start [BN]: index in that copy of the window's first column. ``limit``: columns left in the row.
+
+@triton.jit
+def _image_window(x_tile, row0, m_mask, column, limit, W_v, D: tl.constexpr, KIN: tl.constexpr, XV: tl.constexpr,
+                  MASK_COLUMNS: tl.constexpr):  # fmt: skip
+    """Step 0's loads of D rows and the window's columns column .. column + KIN - 1; the K index is (row, column).
+
+    x_tile [BM]: address of each tile's window in row 0 of its plane; row0 [BM]: its first input row; ``limit``: columns
+    left in the row. Returns addresses and input rows, NEVER where nothing is to be read, both [BM, D * KIN].
     """
-    k = tl.arange(0, KIN)
-    mask = x_mask[:, None]  # [BM, 1]
+    q = tl.arange(0, D * KIN)
+    row = row0[:, None] + (q // KIN)[None, :]  # [BM, D * KIN]
+    k = (column + q % KIN)[None, :]
+    mask = m_mask[:, None]
     if MASK_COLUMNS:
-        mask = mask & ((k0 + k)[None, :] < limit)
-    x = tl.load(x_row[:, None] + (k0 + k)[None, :], mask=mask, other=0.0)  # [BM, KIN]
-    i = t_start[None, :] + (k0 + k)[:, None]  # [KIN, BN]
-    inside = t_mask[None, :] & (i >= 0) & (i < L)
-    t = tl.load(t_column[None, :] + i, mask=inside, other=0.0)  # [KIN, BN]
+        mask = mask & (k < limit)
+    return x_tile[:, None] + (row * W_v * XV + k), tl.where(mask, row, NEVER)
+
+
+@triton.jit
+def _bank_window(r, copy, t_start, column, D: tl.constexpr, KIN: tl.constexpr, V: tl.constexpr, L: tl.constexpr):
+    """Step 0's loads of T for the same K index.
+
+    r [BN]: output row of each column; copy [BN]: its copy of the filter row; t_start [BN]: index in that copy of the
+    window's first column. Returns offsets into the channel's bank and filter rows, NEVER beside the filter, both
+    [D * KIN, BN].
+    """
+    q = tl.arange(0, D * KIN)
+    ky = (q // KIN)[:, None] - r[None, :]  # [D * KIN, BN]
+    i = t_start[None, :] + (column + q % KIN)[:, None]
+    return (ky * V + copy[None, :]) * L + i, tl.where((i >= 0) & (i < L), ky, NEVER)
+
+
+@triton.jit
+def _step(acc, x_address, x_row, t_address, t_row, s, H, KH, pitch,
+          SWAP: tl.constexpr, PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr):  # fmt: skip
+    """acc [BM, BN] += X [BM, K] @ T [K, BN] at step s; with SWAP acc [BN, BM] += T^T @ X^T."""
+    # as unsigned numbers, rows below zero lie beyond the end: one comparison a load
+    x_mask = (x_row + s).to(tl.uint32) < H
+    t_mask = (t_row + s).to(tl.uint32) < KH
+    x = tl.load(x_address + s * pitch, mask=x_mask, other=0.0)  # [BM, K]
+    t = tl.load(t_address, mask=t_mask, other=0.0)  # [K, BN]
     if CAST_OPERANDS:
         x, t = x.to(tl.float32), t.to(tl.float32)
-    return tl.dot(x, t, acc, input_precision=PRECISION)
+    if SWAP:
+        acc = tl.dot(tl.trans(t), tl.trans(x), acc, input_precision=PRECISION)
+    else:
+        acc = tl.dot(x, t, acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
@@ -56,8 +87,8 @@ def toeplitz_kernel(
     N, H, W_v, OH, OW_v, groups, tile_blocks, column_tiles,
     stride_xn, stride_xc, stride_rn, stride_rc, stride_on, stride_oc,
     pad_h, pad_w, KH,
-    R: tl.constexpr, WT: tl.constexpr, KIN_A: tl.constexpr, KIN_B: tl.constexpr, BM: tl.constexpr,
-    V: tl.constexpr, L: tl.constexpr, XV: tl.constexpr, OV: tl.constexpr,
+    R: tl.constexpr, WT: tl.constexpr, D: tl.constexpr, KIN_A: tl.constexpr, KIN_B: tl.constexpr, BM: tl.constexpr,
+    SWAP: tl.constexpr, V: tl.constexpr, L: tl.constexpr, XV: tl.constexpr, OV: tl.constexpr,
     MASK_COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
 ):  # fmt: skip
@@ -69,8 +100,8 @@ def toeplitz_kernel(
 
     Program = (channel, column tile, tile block), tile blocks fastest. It owns WT output columns of BM tiles; tile
     m = group * N + image, so that a block holds all images of adjacent row groups. The step loop covers the union of
-    the input rows that its groups can see. The window of Kin = KIN_A + KIN_B columns starts at the tile's first input
-    column, clamped to the row, so that it never carries more padding than it must.
+    the input rows that its groups can see, D rows a step. The window of Kin = KIN_A + KIN_B columns starts at the
+    tile's first input column, clamped to the row, so that it never carries more padding than it must.
     """
     pid = tl.program_id(0)
     block = pid % tile_blocks
@@ -91,7 +122,7 @@ def toeplitz_kernel(
     window_v = tl.maximum(column0 - pad_w, 0) // XV
     window_v = tl.maximum(tl.minimum(window_v, W_v - (KIN_A + KIN_B) // XV), 0)
     window = window_v * XV
-    x_tile = x + (image * stride_xn + c * stride_xc) * XV  # [BM]
+    x_tile = x + ((image * stride_xn + c * stride_xc) + window_v) * XV  # [BM]
     row0 = group * R - pad_h  # [BM], input row of step 0
 
     # columns of T: n = (r, j) starts at filter tap `offset - j`, in the copy that aligns it
@@ -102,22 +133,23 @@ def toeplitz_kernel(
     t_start = (tap + copy) // V * V  # exact: tap + copy is a multiple of V
     t_bank = bank + c * KH * (V * L)
 
-    acc = tl.zeros((BM, R * WT), dtype=tl.float32)
+    acc = tl.zeros((R * WT, BM) if SWAP else (BM, R * WT), dtype=tl.float32)
     first = tl.maximum(pad_h - last_group * R, 0)
     last = tl.minimum(R + KH - 1, H + pad_h - first_group * R)
-    for s in range(first, last):
-        h = row0 + s  # [BM]
-        x_mask = m_mask & (h >= 0) & (h < H)
-        x_row = x_tile + (h * W_v + window_v) * XV
-        ky = s - r  # [BN]
-        t_mask = (ky >= 0) & (ky < KH)
-        t_column = t_bank + (ky * V + copy) * L
-        acc = _window_dot(acc, x_row, x_mask, t_column, t_start, t_mask, 0, W - window,
-                          KIN_A, L, MASK_COLUMNS, PRECISION, CAST_OPERANDS)  # fmt: skip
+    pitch = W_v * XV
+    xa, xa_row = _image_window(x_tile, row0, m_mask, 0, W - window, W_v, D, KIN_A, XV, MASK_COLUMNS)
+    ta, ta_row = _bank_window(r, copy, t_start, 0, D, KIN_A, V, L)
+    if KIN_B > 0:
+        xb, xb_row = _image_window(x_tile, row0, m_mask, KIN_A, W - window, W_v, D, KIN_B, XV, MASK_COLUMNS)
+        tb, tb_row = _bank_window(r, copy, t_start, KIN_A, D, KIN_B, V, L)
+    for s in range(first, last, D):
+        t_step = t_bank + s * (V * L)
+        acc = _step(acc, xa, xa_row, t_step + ta, ta_row, s, H, KH, pitch, SWAP, PRECISION, CAST_OPERANDS)
         if KIN_B > 0:
-            acc = _window_dot(acc, x_row, x_mask, t_column, t_start, t_mask, KIN_A, W - window,
-                              KIN_B, L, MASK_COLUMNS, PRECISION, CAST_OPERANDS)  # fmt: skip
+            acc = _step(acc, xb, xb_row, t_step + tb, tb_row, s, H, KH, pitch, SWAP, PRECISION, CAST_OPERANDS)
 
+    if SWAP:
+        acc = tl.trans(acc)
     if HAS_BIAS:
         acc += tl.load(bias + c).to(tl.float32)
     acc = activate(acc, ACTIVATION)

@@ -34,7 +34,9 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int) -> 
     return torch.randn(shape, generator=generator).to(dtype).to(device)
 
 
-def inputs(n, c, h, w, kh, kw, dtype, device):
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, weight and bias of (n, c, h, w, kh, kw)."""
+    n, c, h, w, kh, kw = shape
     x, bias = draw((n, c, h, w), dtype, device, 0), draw((c,), dtype, device, 1)
     return x, draw((c, 1, kh, kw), dtype, device, 2) / (kh * kw) ** 0.5, bias
 
@@ -44,7 +46,7 @@ def inputs(n, c, h, w, kh, kw, dtype, device):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_shapes(algorithm, shape, dtype, device):
-    x, weight, bias = inputs(*shape, dtype, device)
+    x, weight, bias = inputs(shape, dtype, device)
     padding = (shape[4] // 2, shape[5] // 2)
     out = lk_triton.depthwise_conv2d(x, weight, bias, activation="relu", algorithm=algorithm)
     assert out.dtype == dtype
@@ -59,7 +61,7 @@ def test_shapes(algorithm, shape, dtype, device):
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_epilogues(algorithm, activation, bias, residual, dtype, device):
-    x, weight, b = inputs(2, 3, 9, 16, 7, 7, dtype, device)
+    x, weight, b = inputs((2, 3, 9, 16, 7, 7), dtype, device)
     b = b if bias else None
     r = draw(x.shape, dtype, device, 3) if residual else None
     out = lk_triton.depthwise_conv2d(x, weight, b, activation=activation, residual=r, algorithm=algorithm)
@@ -85,13 +87,13 @@ def in_layout(t: torch.Tensor, order: str) -> torch.Tensor:
 @pytest.mark.parametrize("order", ["nchw", "channels_last", "channel_major", "channel-slice", "sparse-rows", "unaligned"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_layouts(algorithm, order, device):
-    x, weight, bias = inputs(3, 5, 10, 16, 9, 9, torch.float16, device)
+    x, weight, bias = inputs((3, 5, 10, 16, 9, 9), torch.float16, device)
     residual = in_layout(draw(x.shape, x.dtype, device, 3), order)
     x = in_layout(x, order)
     out = lk_triton.depthwise_conv2d(x, weight, bias, residual=residual, algorithm=algorithm)
     kept = order if order in ("channels_last", "channel_major") else "nchw"
     assert layout.layout_of(out) == kept
-    assert out.stride() == layout.strides(tuple(out.shape), kept)
+    assert out.stride() == layout.strides((3, 5, 10, 16), kept)
     assert_accurate(out, x, weight, bias, None, residual, padding=(4, 4))
 
 
@@ -99,7 +101,7 @@ def test_layouts(algorithm, order, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(16, 16), (15, 33), (1, 2)], ids=str)
 def test_stride_two(size, dtype, device):
-    x, weight, bias = inputs(2, 3, *size, 3, 3, dtype, device)
+    x, weight, bias = inputs((2, 3, *size, 3, 3), dtype, device)
     out = lk_triton.depthwise_conv2d(x, weight, bias, activation="relu", stride=2, algorithm="direct")
     assert_accurate(out, x, weight, bias, "relu", padding=(1, 1), stride=(2, 2))
 
@@ -109,7 +111,7 @@ def test_stride_two(size, dtype, device):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_padding(algorithm, padding, device):
     """No padding, less and more than "same"."""
-    x, weight, bias = inputs(2, 2, 14, 19, 5, 7, torch.float32, device)
+    x, weight, bias = inputs((2, 2, 14, 19, 5, 7), torch.float32, device)
     out = lk_triton.depthwise_conv2d(x, weight, bias, padding=padding, algorithm=algorithm)
     assert_accurate(out, x, weight, bias, padding=padding)
 
@@ -118,7 +120,7 @@ def test_padding(algorithm, padding, device):
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32"])
 def test_toeplitz_float32_precisions(precision, device):
     """A TF32 product is compared on inputs that TF32 can hold: then only the accumulation rounds."""
-    x, weight, bias = inputs(2, 2, 14, 14, 13, 13, torch.float32, device)
+    x, weight, bias = inputs((2, 2, 14, 14, 13, 13), torch.float32, device)
     if precision == "tf32":
         x, weight = x.half().float(), weight.half().float()
     out = lk_triton.depthwise_conv2d(x, weight, bias, precision=precision, algorithm="toeplitz")
@@ -129,7 +131,7 @@ def test_toeplitz_float32_precisions(precision, device):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_non_finite_footprint(algorithm, device):
     """An Inf reaches exactly the filter's footprint by ``direct`` and ``torch``; by ``toeplitz`` at least that."""
-    x, weight, _ = inputs(1, 1, 20, 40, 3, 3, torch.float32, device)
+    x, weight, _ = inputs((1, 1, 20, 40, 3, 3), torch.float32, device)
     x[0, 0, 10, 20] = float("inf")
     out = lk_triton.depthwise_conv2d(x, weight, algorithm=algorithm)[0, 0]
     bad = ~torch.isfinite(out)
@@ -154,14 +156,14 @@ def test_offsets_beyond_two_to_the_31(algorithm, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_empty_batch(algorithm, device):
-    x, weight, bias = inputs(0, 4, 8, 8, 5, 5, torch.float16, device)
+    x, weight, bias = inputs((0, 4, 8, 8, 5, 5), torch.float16, device)
     assert lk_triton.depthwise_conv2d(x, weight, bias, algorithm=algorithm).shape == (0, 4, 8, 8)
 
 
 @pytest.mark.gpu
 def test_current_stream_and_device():
     """The launch follows torch's current stream: work queued before it on that stream is seen."""
-    x, weight, bias = inputs(8, 64, 56, 56, 31, 31, torch.float16, "cuda")
+    x, weight, bias = inputs((8, 64, 56, 56, 31, 31), torch.float16, "cuda")
     expected = lk_triton.depthwise_conv2d(x, weight, bias)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -176,6 +178,6 @@ def test_current_stream_and_device():
 
 def test_wide_bfloat16_kernels_return_on_a_cpu():
     """oneDNN's bfloat16 depthwise convolution in channels_last hangs from 31 columns on; ``torch`` goes around it."""
-    x, weight, bias = inputs(1, 2, 40, 40, 31, 31, torch.bfloat16, "cpu")
+    x, weight, bias = inputs((1, 2, 40, 40, 31, 31), torch.bfloat16, "cpu")
     out = lk_triton.depthwise_conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, algorithm="torch")
     assert_accurate(out, x, weight, bias, padding=(15, 15))
