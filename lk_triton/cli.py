@@ -1,6 +1,6 @@
 """The ``lk-triton`` command: arguments in, exit code out. What the subcommands do lies in ``commands/``.
 
-Exit codes: 0 done; 1 done, but an image could not be read or a check failed; 2 wrong usage.
+Exit codes: 0 done; 1 done, but an image could not be read or a check failed; 2 wrong usage, or no such device.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def build_parser() -> Parser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_run(subparsers.add_parser("run", help="run a network on images and compare its forms"))
     _add_info(subparsers.add_parser("info", help="versions, compiler, device, and the algorithm each layer takes"))
+    _add_tune(subparsers.add_parser("tune", help="measure a network's layers on this GPU and remember what is fastest"))
+    _add_cache(subparsers.add_parser("cache", help="what was measured: where it lies, list it, delete it"))
     return parser
 
 
@@ -55,6 +57,29 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
 
 
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measures the most promising configs of every depthwise layer of a fused network on this machine's GPU, and saves the "
+        "fastest right ones for all processes to come. Results go to stdout, progress to stderr."
+    )
+    parser.add_argument("--model", default="replknet_31b", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--batch", type=_positive, nargs="+", default=[1, 8, 64], metavar="N", help="default: 1 8 64")
+    parser.add_argument("--size", type=_positive, nargs="+", default=[224], metavar="N", help="default: 224")
+    parser.add_argument("--dtype", type=_dtype, nargs="+", default=["float16"], metavar="T", help="default: fp16")
+    parser.add_argument("--device", metavar="D", help="such as cuda:1; default: the current GPU")
+    parser.add_argument("--top", type=_positive, default=12, metavar="K", help="candidates a problem; default: %(default)s")
+    parser.add_argument("--dry-run", action="store_true", help="list the candidates with their estimates; needs no GPU")
+    parser.add_argument("--arch", metavar="A", help="with --dry-run: for this architecture, such as sm_90")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_tune)
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.description = "The measured plans on disk. LK_TRITON_CACHE_DIR moves them."
+    parser.add_argument("action", choices=("path", "list", "clear"), help="where they lie; what there is; delete them")
+    parser.set_defaults(command=_cache)
+
+
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.description = "Versions, compiler and device, and the algorithm that each depthwise layer of RepLKNet-31B takes."
     parser.add_argument("--arch", metavar="A", help="explain for this architecture, such as sm_90, instead of this machine's")
@@ -72,6 +97,18 @@ def _info(arguments: argparse.Namespace) -> int:
     from .commands.info import info
 
     return info(arguments)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from .commands.tune import tune
+
+    return tune(arguments)
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from .commands.cache import cache
+
+    return cache(arguments)
 
 
 def _positive(text: str) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import device as devices
 from . import layout, library
 from .algorithms import registry, torch_
 from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, output_size, same_padding
+from .recorder import problems_of
+from .tuning import tuner
 from .tuning.plan import Plan, at_least_one_image, plan, refusal
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -263,4 +265,60 @@ def explain_problem(
     return Explanation(problem, device.name, chosen, verdicts)
 
 
-__all__ = ["Explanation", "depthwise_conv2d", "explain", "layout"]
+def tune(
+    target: nn.Module | Iterable[ConvProblem],
+    *examples: Tensor | Sequence[int],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    top_k: int = tuner.TOP_K,
+    rounds: int = tuner.ROUNDS,
+    timer: tuner.TimerFactory | None = None,
+    save: bool = True,
+    progress: tuner.Progress | None = None,
+) -> list[tuner.Result]:
+    """Measure the candidates for every depthwise problem of ``target``, and save the fastest for this and later processes.
+
+    Args:
+        target: a model in eval mode, whose forward is run once to see which problems it poses, or the problems themselves.
+        examples: what to call the model with: tensors, or shapes such as ``(64, 3, 224, 224)``.
+        device: where to measure; by default the model's GPU, else the current one.
+        dtype: measure in this dtype instead of the problems' own.
+        top_k: how many candidates the cost model picks for each problem.
+        rounds: in each of which every candidate is timed once, at least five.
+        timer: stands in for ``tuning.timing.timer``.
+        save: write to the cache (docs/tuning.md); without it the results are only returned.
+        progress: called with (problems done, problems in all, result) after each problem.
+
+    Returns:
+        A ``Result`` for each distinct problem: its plan, the microseconds and the estimate, and what became of each candidate.
+        Candidates that are wrong by the accuracy gate, or do not compile or run, are rejected with the reason.
+
+    Raises:
+        RuntimeError: under CUDA-graph capture, in deterministic mode, without a GPU, in a distributed job whose ranks would
+            not read what is saved; or the model is in training mode.
+        TypeError: ``target`` is neither a model nor problems.
+        ValueError: a model without examples, or problems with them; ``top_k`` below 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(target, nn.Module):
+        of_model = next((p.device for p in target.parameters()), place)
+        place = of_model if device is None and of_model.type == "cuda" else place
+        problems = list(problems_of(target, *examples))
+    else:
+        problems = list(target)
+        if examples:
+            raise ValueError("examples are for a model: problems say everything themselves")
+        for problem in problems:
+            if not isinstance(problem, ConvProblem):
+                raise TypeError(f"expected a model or ConvProblems, got a {type(problem).__name__}")
+    if dtype is not None:
+        name = str(dtype).removeprefix("torch.")
+        problems = [replace(p, dtype=name, precision=p.precision if name == "float32" else None) for p in problems]
+    return tuner.tune_problems(
+        problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, progress=progress
+    )
+
+
+__all__ = ["Explanation", "depthwise_conv2d", "explain", "layout", "tune"]

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import device as devices
 from . import layout
 from .algorithms import registry, torch_
 from .problem import ConvProblem, Epilogue, output_size
-from .tuning.plan import plan
+from .tuning.on_call import plan_for_call
 
 NAME = "lk_triton::depthwise_conv2d"
 AUTOCAST_KEYS = {"cuda": "AutocastCUDA", "cpu": "AutocastCPU"}
@@ -74,9 +73,9 @@ def _implementation(
     bank_format: str | None,
 ) -> Tensor:
     problem = problem_of(
-        x, weight, bias, residual, _pair(stride), _pair(padding), _pair(dilation), activation, precision
+        x, weight, bias, residual, pair(stride), pair(padding), pair(dilation), activation, precision
     )
-    chosen = plan(problem, devices.of(x.device), algorithm, bank_format)
+    chosen = plan_for_call(problem, x.device, algorithm, bank_format)
     if 0 in problem.out_shape:
         return layout.empty(problem.out_shape, problem.layout, x)
     serving = registry.get(chosen.algorithm)
@@ -87,7 +86,7 @@ def _implementation(
 
 
 @torch.library.register_fake(NAME, lib=_library)
-def _fake(
+def fake(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -111,7 +110,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, residual, _, stride, padding, dilation, activation, precision, _, _ = inputs
     ctx.save_for_backward(x, weight, bias)
     ctx.has_residual = residual is not None
-    ctx.options = (_pair(stride), _pair(padding), _pair(dilation), activation, precision)
+    ctx.options = (pair(stride), pair(padding), pair(dilation), activation, precision)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -169,7 +168,8 @@ def _register_autocast(device_type: str, key: str) -> None:
     _library.impl("depthwise_conv2d", autocast, key, with_keyset=True)
 
 
-def _pair(values: list[int]) -> tuple[int, int]:
+def pair(values: list[int]) -> tuple[int, int]:
+    """The op's int[2] as a tuple."""
     return values[0], values[1]
 
 

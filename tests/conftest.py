@@ -7,6 +7,7 @@ Without a GPU the Triton kernels run in Triton's interpreter; ``pytest -m gpu`` 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Triton reads the variable when a kernel is decorated, so it must be set before any test module is imported.
     if config.option.markexpr != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    # What somebody has tuned on this machine must not decide what is tested; a test that tunes takes a folder of its own.
+    os.environ["LK_TRITON_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"lk_triton-no-cache-{os.getpid()}")
     if config.getoption("--forbid-skips") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(ForbidSkips(), "lk-triton-forbid-skips")
 

@@ -15,7 +15,7 @@ ORDER = (
     ("log", "problem", "device", "layout", "reparam"),
     ("kernels", "algorithms"),
     ("tuning",),
-    ("library",),
+    ("library", "recorder"),
     ("functional",),
     ("nn",),
     ("graph", "rewrite", "inspector"),

@@ -1,4 +1,8 @@
-"""problem -> plan. The order: explicit argument > preference (``use``, LK_TRITON_ALGORITHM) > cost model."""
+"""problem -> plan.
+
+The algorithm: explicit argument > preference (``use``, LK_TRITON_ALGORITHM) > any. Its config, and the algorithm where none is
+named: user cache on disk > shipped table for this device > nearest shipped entry > cost model. Nothing is timed here.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,20 @@ from ..algorithms import registry
 from ..algorithms.base import Config
 from ..device import Device
 from ..problem import ConvProblem
+from . import cache
+from .entry import Entry
+from .nearest import nearest
 
 _preferred: ContextVar[str | None] = ContextVar("lk_triton_algorithm", default=None)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs: an algorithm by name, its config, and where the choice came from."""
+    """What runs: an algorithm by name, its config, and where the choice came from.
+
+    ``source`` is ``explicit`` or ``preference`` where the algorithm was named, else ``user cache``, ``shipped table``,
+    ``nearest shipped entry`` or ``cost model``; docs/tuning.md says what each means.
+    """
 
     algorithm: str
     config: Config
@@ -67,7 +78,8 @@ def plan(problem: ConvProblem, device: Device, algorithm: str = "auto", bank_for
     """The plan for ``problem`` on ``device``.
 
     Args:
-        algorithm: an algorithm's name forces it; ``auto`` honours the preference, then asks the cost model.
+        algorithm: an algorithm's name forces it; ``auto`` honours the preference, then takes what was measured fastest, then
+            asks the cost model.
         bank_format: the packed weights at hand; plans that read them are taken where there are any.
 
     Raises:
@@ -75,8 +87,8 @@ def plan(problem: ConvProblem, device: Device, algorithm: str = "auto", bank_for
     """
     problem = at_least_one_image(problem)
     if algorithm != "auto":
-        return _forced(problem, device, algorithm, bank_format)
-    return _auto(problem, device, preferred(), bank_format)
+        return _forced(problem, device, algorithm, bank_format, cache.state())
+    return _auto(problem, device, preferred(), bank_format, cache.state())
 
 
 def at_least_one_image(problem: ConvProblem) -> ConvProblem:
@@ -84,20 +96,21 @@ def at_least_one_image(problem: ConvProblem) -> ConvProblem:
     return problem if problem.n else replace(problem, n=1)
 
 
+# ``state`` only makes what is remembered depend on what the cache's answers depend on.
 @lru_cache(maxsize=4096)
-def _forced(problem: ConvProblem, device: Device, name: str, bank_format: str | None) -> Plan:
+def _forced(problem: ConvProblem, device: Device, name: str, bank_format: str | None, state: object) -> Plan:
     reason = refusal(problem, device, name)
     if reason:
         raise ValueError(f"algorithm={name!r} cannot serve {problem}: {reason}; pass algorithm='auto' to choose another")
-    return _cheapest(problem, device, [name], bank_format, "explicit")
+    return replace(_choose(problem, device, [name], bank_format), source="explicit")
 
 
 @lru_cache(maxsize=4096)
-def _auto(problem: ConvProblem, device: Device, preference: str, bank_format: str | None) -> Plan:
+def _auto(problem: ConvProblem, device: Device, preference: str, bank_format: str | None, state: object) -> Plan:
     if preference != "auto" and refusal(problem, device, preference) is None:
-        return _cheapest(problem, device, [preference], bank_format, "preference")
+        return replace(_choose(problem, device, [preference], bank_format), source="preference")
     serving = [name for name in registry.ALGORITHMS if refusal(problem, device, name) is None]
-    return _cheapest(problem, device, [n for n in serving if n != "torch"] or ["torch"], bank_format, "cost model")
+    return _choose(problem, device, [n for n in serving if n != "torch"] or ["torch"], bank_format)
 
 
 def refusal(problem: ConvProblem, device: Device, name: str) -> str | None:
@@ -109,9 +122,31 @@ def refusal(problem: ConvProblem, device: Device, name: str) -> str | None:
     return reason
 
 
-def _cheapest(problem: ConvProblem, device: Device, names: list[str], bank_format: str | None, source: str) -> Plan:
-    candidates = [(registry.get(n), c) for n in names for c in registry.get(n).configs(problem, device)]
-    if bank_format is not None and bank_format in [a.bank_format(c) for a, c in candidates]:
-        candidates = [(a, c) for a, c in candidates if a.bank_format(c) in (None, bank_format)]
-    best, config = min(candidates, key=lambda pair: pair[0].estimate(problem, pair[1], device).seconds)
-    return Plan(best.name, config, source)
+def _choose(problem: ConvProblem, device: Device, names: list[str], bank_format: str | None) -> Plan:
+    """The best known plan among the algorithms called ``names``, all of which serve."""
+    legal = [(name, config) for name in names for config in registry.get(name).configs(problem, device)]
+    if bank_format is not None and any(_reads(pair) == bank_format for pair in legal):
+        formats = (None, bank_format)
+        legal = [pair for pair in legal if _reads(pair) in formats]
+    else:
+        formats = None
+    for source, entries in _measured(problem, device):
+        pairs = [(e.algorithm, e.config) for e in entries]  # the fastest first
+        wanted = [p for p in pairs if p[0] in names and (formats is None or _reads(p) in formats)]
+        if wanted and wanted[0] in legal:
+            return Plan(*wanted[0], source)
+    best, config = min(legal, key=lambda pair: registry.get(pair[0]).estimate(problem, pair[1], device).seconds)
+    return Plan(best, config, "cost model")
+
+
+def _measured(problem: ConvProblem, device: Device) -> Iterator[tuple[str, tuple[Entry, ...]]]:
+    """(source, entries), the best source first."""
+    yield "user cache", cache.user_entries(problem, device)
+    yield "shipped table", cache.shipped_entries(problem, device)
+    for entries in nearest(problem, device, cache.shipped_tables()):
+        yield "nearest shipped entry", entries
+
+
+def _reads(pair: tuple[str, Config]) -> str | None:
+    """The bank format that a config of the algorithm of that name reads."""
+    return registry.get(pair[0]).bank_format(pair[1])

@@ -1,0 +1,46 @@
+"""``lk-triton cache``: what was measured on this machine, and where it lies."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from tabulate import tabulate
+
+from ..tuning import cache as tables
+
+
+def cache(arguments: argparse.Namespace) -> int:
+    """Print or clear; returns the exit code."""
+    {"path": _path, "list": _list, "clear": _clear}[arguments.action]()
+    return 0
+
+
+def _path() -> None:
+    print(tables.directory())
+
+
+def _list() -> None:
+    found = tables.user_tables()
+    for file, table in found.items():
+        if table is None:
+            print(f"{file}: cannot be used\n")
+            continue
+        rows = [
+            (str(e.problem), e.algorithm, " ".join(f"{k}={v}" for k, v in asdict(e.config).items()), e.microseconds, e.spread)
+            for group in table.entries.values()
+            for e in group
+        ]
+        print(f"{table.device} ({table.arch}), {file}")
+        print(tabulate(rows, headers=("problem", "algorithm", "config", "us", "spread"), tablefmt="simple"))
+        print(f"and {table.stale} of other kernels than these, which are ignored\n" if table.stale else "")
+    if not found:
+        print(f"nothing was measured yet: {tables.directory()} holds no tables")
+
+
+def _clear() -> None:
+    removed = tables.clear()
+    for file in removed:
+        print(f"deleted {file}")
+    if not removed:
+        print(f"nothing to delete in {tables.directory()}")

@@ -1,0 +1,56 @@
+"""Which depthwise problems a model poses: its forward is run once, with the depthwise op caught instead of computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import library
+from .problem import ConvProblem
+
+
+class Recorder(TorchDispatchMode):
+    """Counts, in ``problems``, the problems of every call of the depthwise op inside the ``with`` block.
+
+    The op answers with zeros of the right shape and layout. Calls that force torch, which has nothing to tune, are run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: Counter[ConvProblem] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not library.op or args[10] == "torch":
+            return func(*args, **(kwargs or {}))
+        x, weight, bias, residual, _, stride, padding, dilation, activation, precision, _, _ = args
+        stride, padding, dilation = (library.pair(values) for values in (stride, padding, dilation))
+        problem = library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
+        self.problems[problem] += 1
+        return library.fake(*args).zero_()
+
+
+def problems_of(model: nn.Module, *examples: Tensor | Sequence[int]) -> Counter[ConvProblem]:
+    """The distinct depthwise problems of ``model(*examples)``, in the order of the layers, and how many layers pose each.
+
+    Args:
+        model: in eval mode. All but its depthwise layers is computed; on the meta device nothing is.
+        examples: tensors, taken as they are, or shapes, which stand for zeros in the dtype and on the device of the model.
+
+    Raises:
+        RuntimeError: the model is in training mode, where a forward would change its BatchNorm statistics.
+        ValueError: there are no examples.
+    """
+    if any(module.training for module in model.modules()):
+        raise RuntimeError("tuning runs the model on zeros, which would change BatchNorm statistics: call .eval() on it first")
+    if not examples:
+        raise ValueError("a model is recorded on example inputs: pass tensors or shapes, such as (64, 3, 224, 224)")
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    inputs = [e if isinstance(e, Tensor) else torch.zeros(tuple(e), dtype=like.dtype, device=like.device) for e in examples]
+    with torch.no_grad(), Recorder() as recorder:
+        model(*inputs)
+    return recorder.problems

@@ -1,0 +1,61 @@
+"""What the tests of tuning share: problems, entries, ranks that are not there, and a clock that only work moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lk_triton import device as devices
+from lk_triton.algorithms import registry
+from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.tuning import cache, entry
+from lk_triton.tuning.entry import Entry
+
+H100 = devices.for_arch("sm_90")
+LAYER = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15), epilogue=Epilogue(True, "relu"))
+SMALL = ConvProblem(1, 2, 6, 6, 5, 5, padding=(2, 2))
+
+
+def entry_of(problem: ConvProblem = LAYER, algorithm: str = "toeplitz", index: int = 0, us: float = 100.0) -> Entry:
+    config = registry.get(algorithm).configs(problem, H100)[index]
+    return Entry(problem, algorithm, config, us, 7, 1.02, entry.versions(), entry.source_hash(algorithm))
+
+
+def edit(file: Path, *changes: object) -> None:
+    """Append entries to a table: dicts are changes to its first entry, anything else goes in as it is."""
+    raw = json.loads(file.read_text())
+    raw["entries"] += [{**raw["entries"][0], **c} if isinstance(c, dict) else c for c in changes]
+    file.write_text(json.dumps(raw))
+    cache.reload()
+
+
+def pretend_ranks(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: count)
+
+
+class Clock:
+    """Seconds that pass only when something says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls = 0
+
+    def timer(self, call: Callable[[int], object], buffers: int, device: torch.device) -> Clock.Timer:
+        """Stands in for ``timing.timer``."""
+        return Clock.Timer(self, call)
+
+    class Timer:
+        """What the call moved the clock by, in every round."""
+
+        def __init__(self, clock: Clock, call: Callable[[int], object]) -> None:
+            before = clock.now
+            call(0)
+            self.seconds = clock.now - before
+
+        def round(self) -> float:
+            return self.seconds

@@ -1,0 +1,134 @@
+"""``lk-triton tune`` and ``lk-triton cache``."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import H100, LAYER, SMALL, Clock, edit, entry_of
+
+from lk_triton.algorithms import registry
+from lk_triton.cli import main
+from lk_triton.commands import tune
+from lk_triton.tuning import cache, timing
+
+DRY = ("tune", "--dry-run", "--batch", "64", "--size", "224")
+TINY = replace(SMALL, c=1)
+
+
+def test_a_dry_run_lists_candidates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DRY, "--arch", "sm_80", "--top", "3"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("candidates for a100 (sm_80); estimates come from the cost model, nothing was measured")
+    assert "(64, 128, 56, 56) 31x31 float16" in text
+    for word in ("toeplitz", "direct", "estimate us", "limiter", "rows="):
+        assert word in text
+
+
+@pytest.mark.usefixtures("no_interpreter")
+def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a GPU and an architecture it is for an H100."""
+    assert main([*DRY, "--dtype", "fp16", "bf16", "--batch", "1", "64", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["device"], report["arch"]) == ("h100", "sm_90")
+    large = [p for p in report["problems"] if p["problem"]["kh"] > 3]
+    assert len(large) == 4 * 2 * 2
+    for posed in large:
+        estimates = [c["estimate_us"] for c in posed["candidates"]]
+        assert len(estimates) == 12
+        assert estimates == sorted(estimates)
+        assert set(posed["candidates"][0]) == {"algorithm", "config", "estimate_us", "limiter"}
+
+
+@pytest.mark.usefixtures("no_interpreter")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to tune on cpu: Triton kernels need a CUDA or ROCm GPU; --dry-run lists the candidates without one"),
+        (("--arch", "sm_90"), "--arch is for --dry-run"),
+        (("--dry-run", "--arch", "sm_90", "--device", "cpu"), "pass one of them"),
+        (("--dry-run", "--arch", "sm90"), "unknown architecture 'sm90'"),
+        (("--dry-run", "--model", "replknet"), "replknet_31b"),
+        (("--device", "gpu"), "device 'gpu' cannot be used"),
+        (("--device", "cuda:63"), "device 'cuda:63' cannot be used"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("--batch", "0"), ("--top", "x"), ("--dtype", "int8"), ("--batch",)])
+def test_wrong_arguments(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", *arguments])
+    assert stopped.value.code == 2
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
+    """A network that poses one problem which the interpreter can do, and launches that move the clock."""
+    monkeypatch.setattr(tune, "problems", lambda *_: [TINY])
+    monkeypatch.setattr(timing, "timer", clock.timer)
+    direct = registry.get("direct")
+    real = direct.launch
+
+    def launch(*args: object) -> object:
+        clock.now += 2.5e-6
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(direct, "launch", launch)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(registry.get("toeplitz"), "launch", broken)
+    return clock
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_measuring(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["tune", "--top", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "1/1 (1, 1, 6, 6) 5x5 float16: direct, 2.5 us\n"
+    assert re.search(r"float16\s+direct\s+block=\d+ .*2\.5 ", out)
+    assert "RuntimeError: out of resource: shared memory" in out
+    assert f"saved in {folder / 'interpreter.json'}" in out
+    assert main(["tune", "--top", "4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["file"] == str(folder / "interpreter.json")
+    (result,) = report["results"]
+    assert (result["algorithm"], result["microseconds"]) == ("direct", pytest.approx(2.5))
+    assert {t["algorithm"] for t in result["trials"] if t["rejected"]} == {"toeplitz"}
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_nothing_measured_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(registry.get("direct"), "launch", registry.get("toeplitz").launch)
+    assert main(["tune", "--top", "2"]) == 1
+    assert "nothing measured" in capsys.readouterr().err
+
+
+def test_the_cache_command(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["cache", "path"]) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert main(["cache", "list"]) == 0
+    assert "nothing was measured yet" in capsys.readouterr().out
+    file = cache.record(H100, [entry_of(us=123.4), entry_of(SMALL, "direct")])
+    assert file is not None
+    edit(file, {"source_hash": ""})
+    (folder / "other.json").write_text("{")
+    assert main(["cache", "list"]) == 0
+    text = capsys.readouterr().out
+    assert f"h100 (sm_90), {file}" in text
+    assert str(LAYER) in text
+    assert "123.4" in text
+    assert "1 of other kernels" in text
+    assert f"{folder / 'other.json'}: cannot be used" in text
+    assert main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out == f"deleted {file}\n"
+    assert main(["cache", "clear"]) == 0
+    assert "nothing to delete" in capsys.readouterr().out
