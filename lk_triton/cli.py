@@ -69,7 +69,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="such as cuda:1; default: the current GPU")
     parser.add_argument("--top", type=_positive, default=12, metavar="K", help="candidates a problem; default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates with their estimates; needs no GPU")
-    parser.add_argument("--arch", metavar="A", help="with --dry-run: for this architecture, such as sm_90")
+    parser.add_argument("--arch", metavar="A", help="with --dry-run: for this architecture or GPU, such as sm_90 or h200")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=_tune)
 

@@ -72,7 +72,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     else:
         print(_table(results))
         print(f"\nsaved in {file}")
-    return int(any(result.microseconds is None for result in results))
+    return int(any(result.trials and result.microseconds is None for result in results))
 
 
 def _place(name: str | None) -> torch.device:
