@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,26 @@ from safetensors import safe_open
 import lk_triton
 from lk_triton.cli import main
 from lk_triton.commands import classes, images
-from lk_triton.models import RepLKNet, create_model, randomize_, register, save_checkpoint
+from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
 
 TINY = ("--model", "replknet_tiny", "--size", "64", "--device", "cpu")
 
 
-@register
 def replknet_tiny(**kwargs: Any) -> RepLKNet:
     """A network for these tests."""
     sizes = {"large_kernel_sizes": (9, 7, 5, 5), "layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "small_kernel": 3}
     return RepLKNet(**{**sizes, **kwargs})
 
 
-pytestmark = pytest.mark.usefixtures("no_interpreter")
+pytestmark = pytest.mark.usefixtures("no_interpreter", "tiny_is_known")
+
+
+@pytest.fixture(scope="module")
+def tiny_is_known() -> Iterator[None]:
+    """``create_model`` knows the tiny network while this module's tests run, and not after."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_factories", registry._factories | {"replknet_tiny": replknet_tiny})
+        yield
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def checkpoints(tiny_is_known: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny network with the same random weights in each form, and with a head of 21841 classes."""
     folder = tmp_path_factory.mktemp("checkpoints")
     model = randomize_(create_model("replknet_tiny")).eval()
@@ -207,7 +215,7 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "positive" in error_of(capsys, "run", "--sample", "--batch", "x")
     assert "no directory" in error_of(capsys, "run", "--sample", "--features", tmp_path / "no" / "x.safetensors")
     assert "none.pth" in error_of(capsys, "run", *TINY, "--sample", "--checkpoint", tmp_path / "none.pth")
-    assert "sm_90" in error_of(capsys, "info", "--arch", "h100")
+    assert "sm_90" in error_of(capsys, "info", "--arch", "gpu")
     assert "COMMAND" in error_of(capsys)
 
 

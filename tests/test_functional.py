@@ -196,7 +196,7 @@ def test_forced_algorithm_that_cannot_serve(algorithm: str, options: dict[str, A
 
 def test_forced_triton_without_a_gpu(no_interpreter: None) -> None:
     for algorithm in ("toeplitz", "direct"):
-        with pytest.raises(ValueError, match="need a CUDA or ROCm device, got cpu"):
+        with pytest.raises(ValueError, match="need a CUDA or ROCm GPU, got cpu"):
             depthwise_conv2d(X, W, algorithm=algorithm)
     assert explain(X, W).plan.algorithm == "torch"
     torch.testing.assert_close(depthwise_conv2d(X, W).double(), reference(X, W), rtol=1e-5, atol=1e-5)

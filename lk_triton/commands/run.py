@@ -251,7 +251,7 @@ def report(
         "latency_ms": none | comparison.latency,
         "latency_spread": none | {name: measured.spread for name, measured in comparison.timings.items()},
         "speedup": comparison.speedup,
-        "rounds": timing.ROUNDS,
+        "rounds": len(comparison.timings["fused"].rounds),
         "load_average": comparison.load_average,
         "threads": torch.get_num_threads(),
         "topk": [{"image": n, "classes": c} for n, c in zip(outcome.names, outcome.topk, strict=bool(outcome.topk))],

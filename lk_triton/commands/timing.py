@@ -10,7 +10,12 @@ import torch
 
 from ..bench.timing import Timing, interleave
 
-ROUNDS = 5
+ROUNDS = (5, 20)
+"""At least and at most."""
+
+SECONDS = 10.0
+"""How long the rounds may take together where there are more than the least."""
+
 CALLS = 20
 """Calls a round on an accelerator, where one call is short; one on a CPU."""
 
@@ -39,8 +44,11 @@ class EagerTimer:
 
 
 def compare(calls: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
-    """Each call timed over ``ROUNDS`` rounds in which they take turns; compare their fastest rounds."""
-    return interleave({name: EagerTimer(call, device) for name, call in calls.items()}, ROUNDS)
+    """Each call timed over several rounds in which they take turns; compare their fastest rounds."""
+    timers = {name: EagerTimer(call, device) for name, call in calls.items()}
+    trial = sum(timer.round() * timer.calls for timer in timers.values())
+    least, most = ROUNDS
+    return interleave(timers, max(least, min(most, int(SECONDS / trial))))
 
 
 def load_average() -> tuple[float, float, float] | None:

@@ -180,7 +180,7 @@ def test_a_wrong_provider_is_named_and_gets_no_figure() -> None:
 
 def test_a_provider_that_cannot_serve_says_why(no_interpreter: None) -> None:
     (row,) = conv.measure("small", SMALL, CPU, {"direct": PROVIDERS["lk_triton_direct"]}, 5)
-    assert "need a CUDA or ROCm device" in str(row["note"])
+    assert "need a CUDA or ROCm GPU" in str(row["note"])
     assert not {"gate", "p50_us"} & row.keys()
 
 
