@@ -22,6 +22,8 @@ class Device:
         shared_bytes_per_clock: of one SM, shared memory and L1 together.
         issue_per_clock: instructions that one SM issues per clock, over all its warps.
         l2_latency_ns: from a load's issue to its data, through L2.
+        warps_per_sm: resident at once.
+        programs_per_sm: resident at once.
     """
 
     name: str
@@ -40,11 +42,18 @@ class Device:
     shared_bytes_per_clock: int = 128
     issue_per_clock: int = 4
     l2_latency_ns: float = 300.0
+    warps_per_sm: int = 64
+    programs_per_sm: int = 32
 
     @property
     def capability(self) -> int:
         """CUDA compute capability as one number (80, 90, ...); 0 where there is none."""
         return int(self.arch[3:]) if self.arch.startswith("sm_") else 0
+
+    @property
+    def warp_size(self) -> int:
+        """Threads of a warp."""
+        return 64 if self.arch.startswith("gfx9") else 32
 
     @property
     def clocks(self) -> float:
@@ -53,18 +62,21 @@ class Device:
 
 
 KIB = 1024
+_ADA = {"warps_per_sm": 48, "programs_per_sm": 24}
+"""Also of consumer Blackwell."""
+_CDNA = {"registers_per_sm": 131072, "warps_per_sm": 32, "programs_per_sm": 16}
 TABLE = {
     d.name: d
     for d in (
         #      name, arch, backend, SMs, GHz, shared per block, per SM, half, tf32, fp32, DRAM, L2
         Device("a100", "sm_80", "cuda", 108, 1.41, 163 * KIB, 164 * KIB, 312, 156, 19.5, 1400, 4000),
-        Device("l4", "sm_89", "cuda", 58, 2.04, 99 * KIB, 100 * KIB, 121, 60, 30.3, 270, 2000),
-        Device("rtx4090", "sm_89", "cuda", 128, 2.52, 99 * KIB, 100 * KIB, 165, 82.6, 82.6, 910, 5000),
+        Device("l4", "sm_89", "cuda", 58, 2.04, 99 * KIB, 100 * KIB, 121, 60, 30.3, 270, 2000, **_ADA),
+        Device("rtx4090", "sm_89", "cuda", 128, 2.52, 99 * KIB, 100 * KIB, 165, 82.6, 82.6, 910, 5000, **_ADA),
         Device("h100", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 3000, 5500),
         Device("h200", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 4300, 5500),
         Device("b200", "sm_100", "cuda", 148, 1.85, 227 * KIB, 228 * KIB, 2250, 1125, 75, 7200, 10000),
-        Device("rtx5090", "sm_120", "cuda", 170, 2.41, 99 * KIB, 100 * KIB, 210, 105, 105, 1600, 6000),
-        Device("mi300x", "gfx942", "hip", 304, 2.1, 64 * KIB, 64 * KIB, 1307, 653, 163, 4700, 10000, registers_per_sm=131072),
+        Device("rtx5090", "sm_120", "cuda", 170, 2.41, 99 * KIB, 100 * KIB, 210, 105, 105, 1600, 6000, **_ADA),
+        Device("mi300x", "gfx942", "hip", 304, 2.1, 64 * KIB, 64 * KIB, 1307, 653, 163, 4700, 10000, **_CDNA),
     )
 }
 CPU = Device("cpu", "cpu", "cpu")

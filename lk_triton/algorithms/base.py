@@ -52,6 +52,15 @@ class Algorithm(Protocol):
         """Predicted time of ``config``."""
         ...
 
+    def issued_macs(self, problem: ConvProblem, config: Config) -> int:
+        """Multiply-adds that a launch executes, those on masked lanes and padding too; the nominal ones over these are the
+        useful share."""
+        ...
+
+    def bank_bytes(self, problem: ConvProblem, config: Config) -> int:
+        """Memory of the packed weights, in bytes; 0 where the weight is read as it is."""
+        ...
+
     def bank_format(self, config: Config) -> str | None:
         """Name of the packed-weight format that ``config`` reads; None where it reads the weight as it is."""
         ...

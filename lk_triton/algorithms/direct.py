@@ -45,14 +45,22 @@ class DirectAlgorithm(TritonAlgorithm):
         return [DirectConfig(block, block // 32) for block in (64, 128)]
 
     def estimate(self, problem: ConvProblem, config: DirectConfig, device: Device) -> Estimate:
-        """FMA units over all lanes, also those beyond the row's end, or DRAM."""
-        macs = problem.c * _blocks(problem, config) * config.block * OUTPUTS_PER_LANE * problem.kh * problem.kw
+        """FMA units over all lanes, or DRAM."""
+        macs = self.issued_macs(problem, config)
         waves = problem.c * _blocks(problem, config) / (device.sms * 8)
         return roofline(
             device,
             fma=2 * macs / (device.fp32_tflops * 1e12 * FMA_EFFICIENCY) * max(1.0, ceil(waves) / waves),
             dram=activation_bytes(problem) / (device.dram_gbps * 1e9),
         )
+
+    def issued_macs(self, problem: ConvProblem, config: DirectConfig) -> int:
+        """All lanes, also those beyond the row's end and the last image."""
+        return problem.c * _blocks(problem, config) * config.block * OUTPUTS_PER_LANE * problem.kh * problem.kw
+
+    def bank_bytes(self, problem: ConvProblem, config: DirectConfig) -> int:
+        """There is no bank."""
+        return 0
 
     def bank_format(self, config: DirectConfig) -> str | None:
         """Reads the weight as it is."""

@@ -25,6 +25,7 @@ from .toeplitz_work import (
     bank_bytes,
     elements_per_lane,
     image_vector,
+    issued_macs,
     loads_per_thread,
     operand_reads,
     registers,
@@ -112,6 +113,14 @@ class ToeplitzAlgorithm(TritonAlgorithm):
             latency=rounds * counted.steps / counted.programs * device.l2_latency_ns * 1e-9 / overlap,
             dram=(outside + bank_bytes(problem, config.vector)) / (device.dram_gbps * 1e9),
         )
+
+    def issued_macs(self, problem: ConvProblem, config: ToeplitzConfig) -> int:
+        """Those of all dots."""
+        return issued_macs(problem, config)
+
+    def bank_bytes(self, problem: ConvProblem, config: ToeplitzConfig) -> int:
+        """Every filter row as often as a vector is long."""
+        return bank_bytes(problem, config.vector)
 
     def bank_format(self, config: ToeplitzConfig) -> str | None:
         """Shifted filter rows, named by the vector length."""

@@ -39,6 +39,14 @@ class TorchAlgorithm:
         fma = 2 * problem.nominal_macs / (0.1 * max(device.fp32_tflops, 0.1) * 1e12)
         return roofline(device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
 
+    def issued_macs(self, problem: ConvProblem, config: TorchConfig) -> int:
+        """The nominal ones: what runs is torch's affair."""
+        return problem.nominal_macs
+
+    def bank_bytes(self, problem: ConvProblem, config: TorchConfig) -> int:
+        """There is no bank."""
+        return 0
+
     def bank_format(self, config: TorchConfig) -> str | None:
         """Reads the weight as it is."""
         return None
