@@ -156,6 +156,11 @@ def vector_width(size: int, tensors: Sequence[Tensor | None], pitch: int) -> int
     return width
 
 
+def image_vector(problem: ConvProblem) -> int:
+    """Elements of x per load, for aligned tensors: the widest power of two that divides the row, up to 16 bytes."""
+    return vector_width(16 // problem.itemsize, [], problem.w)
+
+
 def roofline(device: Device, **seconds: float) -> Estimate:
     """The slowest of several resources (name -> seconds), plus one launch."""
     limiter = max(seconds, key=lambda name: seconds[name])

@@ -9,19 +9,34 @@ from torch import Tensor
 
 from ..device import Device
 from ..problem import ConvProblem
-from .base import Estimate, KernelLaunch, TritonAlgorithm, activation_bytes, roofline, vector_width
+from .base import (
+    ISSUE_SHARE,
+    Estimate,
+    KernelLaunch,
+    TritonAlgorithm,
+    activation_bytes,
+    image_vector,
+    roofline,
+    vector_width,
+)
 
 OUTPUTS_PER_LANE = 8
-FMA_EFFICIENCY = 0.4
-"""Share of the FMA peak, counted over all taps, that the main loop's instruction mix leaves. An assumption."""
+UNROLLED_TAPS = 49
+"""Most taps of a kernel that is unrolled whole, as two rows a lane need; more take too long to compile."""
 
 
 @dataclass(frozen=True)
 class DirectConfig:
-    """``block``: lanes of a program, each with eight outputs."""
+    """Compile-time choices.
+
+    Attributes:
+        block: lanes of a program, one a thread, each with eight outputs a row.
+        rows: output rows of a lane.
+    """
 
     block: int
     num_warps: int
+    rows: int = 1
     num_stages: int = 2
 
 
@@ -41,22 +56,37 @@ class DirectAlgorithm(TritonAlgorithm):
         return reason
 
     def configs(self, problem: ConvProblem, device: Device) -> list[DirectConfig]:
-        """One lane per thread, two block sizes."""
-        return [DirectConfig(block, block // 32) for block in (64, 128)]
+        """One lane per thread; two rows a lane for stride 1 and few enough taps to unroll."""
+        rows = [1, 2] if problem.stride == (1, 1) and problem.kh * problem.kw <= UNROLLED_TAPS and problem.oh > 1 else [1]
+        return [DirectConfig(block, block // 32, r) for r in rows for block in (64, 128, 256)]
 
     def estimate(self, problem: ConvProblem, config: DirectConfig, device: Device) -> Estimate:
-        """FMA units over all lanes, or DRAM."""
-        macs = self.issued_macs(problem, config)
-        waves = problem.c * _blocks(problem, config) / (device.sms * 8)
+        """The slowest resource of the fullest SM (FMA units, issue slots, L1, L2), or DRAM."""
+        blocks = _blocks(problem, config)
+        per_sm = problem.c * blocks / device.sms
+        fullest = ceil(per_sm) / per_sm
+        threads = problem.c * blocks * config.block
+        size, vector = problem.itemsize, image_vector(problem)
+        _, vectors = _input_vectors(problem, vector)
+        input_rows = problem.kh + (config.rows - 1) * problem.stride[0]
+        # block after block of a plane reads the rows that its outputs do not share with the block before
+        rows_of_block = max(config.rows, config.block * config.rows / ceil(problem.ow / OUTPUTS_PER_LANE))
+        halo = 1 + (problem.kh - 1) / rows_of_block
+        outside = activation_bytes(problem)
+        instructions = threads / 32 * _instructions(problem, config)
         return roofline(
             device,
-            fma=2 * macs / (device.fp32_tflops * 1e12 * FMA_EFFICIENCY) * max(1.0, ceil(waves) / waves),
-            dram=activation_bytes(problem) / (device.dram_gbps * 1e9),
+            fma=2 * self.issued_macs(problem, config) / (device.fp32_tflops * 1e12) * fullest,
+            issue=instructions / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
+            smem=threads * input_rows * vectors * vector * size / (device.shared_bytes_per_clock * device.clocks) * fullest,
+            l2=outside * halo / (device.l2_gbps * 1e9) * fullest,
+            dram=outside / (device.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: ConvProblem, config: DirectConfig) -> int:
-        """All lanes, also those beyond the row's end and the last image."""
-        return problem.c * _blocks(problem, config) * config.block * OUTPUTS_PER_LANE * problem.kh * problem.kw
+        """Multiply-adds of all lanes, those beyond a row's or a plane's end too."""
+        lanes = problem.c * _blocks(problem, config) * config.block
+        return lanes * OUTPUTS_PER_LANE * config.rows * problem.kh * problem.kw
 
     def bank_bytes(self, problem: ConvProblem, config: DirectConfig) -> int:
         """There is no bank."""
@@ -88,19 +118,17 @@ class DirectAlgorithm(TritonAlgorithm):
         ov = vector_width(widest, [out, residual], problem.ow)
         res = out if residual is None else residual
         blocks = _blocks(problem, config)
-        pad_w, stride_w = problem.padding[1], problem.stride[1]
-        first = -pad_w // OUTPUTS_PER_LANE
-        last = (OUTPUTS_PER_LANE - 1) * stride_w + problem.kw - 1 - pad_w
+        first, vectors = _input_vectors(problem, xv)
         args = {
             "x": x, "weight": bank, "bias": bias, "residual": residual, "out": out,
             "N": problem.n, "H": problem.h, "W_v": problem.w // xv, "OH": problem.oh, "OW_v": problem.ow // ov,
-            "lanes": ceil(problem.ow / OUTPUTS_PER_LANE), "blocks": blocks,
+            "lanes": ceil(problem.ow / OUTPUTS_PER_LANE), "row_groups": ceil(problem.oh / config.rows), "blocks": blocks,
             "stride_xn": x.stride(0) // xv, "stride_xc": x.stride(1) // xv,
             "stride_rn": res.stride(0) // ov, "stride_rc": res.stride(1) // ov,
             "stride_on": out.stride(0) // ov, "stride_oc": out.stride(1) // ov,
-            "pad_h": problem.padding[0], "KH": problem.kh, "KW": problem.kw, "PAD_W": pad_w,
-            "STRIDE_H": problem.stride[0], "STRIDE_W": stride_w, "BLOCK": config.block,
-            "FIRST_VECTOR": first, "VECTORS": last // OUTPUTS_PER_LANE - first + 1, "XV": xv, "OV": ov,
+            "pad_h": problem.padding[0], "KH": problem.kh, "KW": problem.kw, "PAD_W": problem.padding[1],
+            "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1], "UNROLL": problem.kh if config.rows > 1 else 0,
+            "BLOCK": config.block, "ROWS": config.rows, "FIRST_VECTOR": first, "VECTORS": vectors, "XV": xv, "OV": ov,
             "HAS_BIAS": bias is not None, "ACTIVATION": problem.epilogue.activation,
             "HAS_RESIDUAL": residual is not None,
         }  # fmt: skip
@@ -109,4 +137,27 @@ class DirectAlgorithm(TritonAlgorithm):
 
 def _blocks(problem: ConvProblem, config: DirectConfig) -> int:
     """Programs per channel."""
-    return ceil(problem.n * problem.oh * ceil(problem.ow / OUTPUTS_PER_LANE) / config.block)
+    lanes = problem.n * ceil(problem.oh / config.rows) * ceil(problem.ow / OUTPUTS_PER_LANE)
+    return ceil(lanes / config.block)
+
+
+def _input_vectors(problem: ConvProblem, vector: int) -> tuple[int, int]:
+    """First vector of an input row that a lane loads, relative to its first output's column, and how many."""
+    pad_w, stride_w = problem.padding[1], problem.stride[1]
+    first = -pad_w // vector
+    last = (OUTPUTS_PER_LANE - 1) * stride_w + problem.kw - 1 - pad_w
+    return first, last // vector - first + 1
+
+
+def _instructions(problem: ConvProblem, config: DirectConfig) -> float:
+    """Instructions of one lane: index arithmetic and epilogue, input rows with their conversions, taps.
+
+    Counted in offline compilations for sm_80 and sm_90.
+    """
+    _, vectors = _input_vectors(problem, image_vector(problem))
+    used = (OUTPUTS_PER_LANE - 1) * problem.stride[1] + problem.kw
+    conversions = used if problem.itemsize == 2 else 0
+    input_rows = problem.kh + config.rows - 1
+    taps = problem.kh * problem.kw
+    weights = taps * (2 if problem.itemsize == 2 else 1)
+    return 200 + input_rows * (4 * vectors + conversions + 15) + weights + OUTPUTS_PER_LANE * config.rows * taps

@@ -17,6 +17,7 @@ from .base import (
     KernelLaunch,
     TritonAlgorithm,
     activation_bytes,
+    image_vector,
     roofline,
     vector_width,
 )
@@ -24,7 +25,6 @@ from .toeplitz_work import (
     ToeplitzConfig,
     bank_bytes,
     elements_per_lane,
-    image_vector,
     issued_macs,
     loads_per_thread,
     operand_reads,

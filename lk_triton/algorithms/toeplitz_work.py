@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from ..problem import ConvProblem
-from .base import vector_width
+from .base import image_vector
 
 WINDOWS = ((8, 0), (16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32), (128, 0), (128, 32), (128, 64), (256, 0))
 """Widths of a window, as the sum of one or two powers of two; a dot's K is at least 16, so 8 wants two rows a step."""
@@ -89,11 +89,6 @@ def bank_bytes(problem: ConvProblem, vector: int) -> int:
 def tile_blocks(problem: ConvProblem, config: ToeplitzConfig) -> int:
     """Programs per channel and column tile."""
     return ceil(problem.n * ceil(problem.oh / config.rows) / config.tiles)
-
-
-def image_vector(problem: ConvProblem) -> int:
-    """Elements of x per load, for aligned tensors: the widest power of two that divides the row, up to 16 bytes."""
-    return vector_width(16 // problem.itemsize, [], problem.w)
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
-"""Depthwise convolution on the FMA units: one lane computes eight adjacent outputs of a row.
+"""Depthwise convolution on the FMA units: one lane computes eight adjacent outputs of one or two rows.
 
-Each lane loads aligned vectors of eight input columns, splits them into scalars in registers, and keeps eight
-accumulators, so that a loaded column feeds up to eight multiply-adds. Exact footprint, IEEE float32 arithmetic.
+Each lane loads aligned vectors of input columns, splits them into scalars in registers, and keeps eight accumulators a
+row, so that a loaded column feeds up to eight multiply-adds. Exact footprint, IEEE float32 arithmetic.
 """
 
 import triton
@@ -11,49 +11,104 @@ from .epilogue import activate
 
 
 @triton.jit
-def _split8(block):
-    """[BLOCK, 8] -> a tuple of its eight columns, each [BLOCK]; stays in registers."""
-    block = tl.reshape(block, (block.shape[0], 2, 2, 2))
-    even, odd = tl.split(block)  # [BLOCK, 2, 2]: columns with an even, an odd index
-    c04_26, c15_37 = tl.split(even), tl.split(odd)
-    c0, c4 = tl.split(c04_26[0])
-    c2, c6 = tl.split(c04_26[1])
-    c1, c5 = tl.split(c15_37[0])
-    c3, c7 = tl.split(c15_37[1])
-    return (c0, c1, c2, c3, c4, c5, c6, c7)
+def _split(block, V: tl.constexpr):
+    """[BLOCK, V] -> a tuple of its V columns, each [BLOCK]; stays in registers."""
+    if V == 1:
+        columns = (tl.reshape(block, (block.shape[0],)),)
+    elif V == 2:
+        c = tl.split(block)
+        columns = (c[0], c[1])
+    elif V == 4:
+        even, odd = tl.split(tl.reshape(block, (block.shape[0], 2, 2)))  # [BLOCK, 2]: columns with an even, an odd index
+        c0, c2 = tl.split(even)
+        c1, c3 = tl.split(odd)
+        columns = (c0, c1, c2, c3)
+    else:
+        even, odd = tl.split(tl.reshape(block, (block.shape[0], 4, 2)))  # [BLOCK, 4]
+        e = _split(even, 4)
+        o = _split(odd, 4)
+        columns = (e[0], o[0], e[1], o[1], e[2], o[2], e[3], o[3])
+    return columns
 
 
 @triton.jit
-def _join8(c):
-    """The inverse of ``_split8``."""
-    even = tl.join(tl.join(c[0], c[4]), tl.join(c[2], c[6]))
-    odd = tl.join(tl.join(c[1], c[5]), tl.join(c[3], c[7]))
-    return tl.reshape(tl.join(even, odd), (c[0].shape[0], 8))
+def _join(c, FIRST: tl.constexpr, V: tl.constexpr):
+    """Elements FIRST .. FIRST + V - 1 of a tuple of [BLOCK] as [BLOCK, V]: the inverse of ``_split``."""
+    if V == 1:
+        block = tl.reshape(c[FIRST], (c[FIRST].shape[0], 1))
+    elif V == 2:
+        block = tl.join(c[FIRST], c[FIRST + 1])
+    elif V == 4:
+        pairs = tl.join(tl.join(c[FIRST], c[FIRST + 2]), tl.join(c[FIRST + 1], c[FIRST + 3]))  # [BLOCK, 2, 2]
+        block = tl.reshape(pairs, (c[FIRST].shape[0], 4))
+    else:
+        even = _join((c[0], c[2], c[4], c[6]), 0, 4)
+        odd = _join((c[1], c[3], c[5], c[7]), 0, 4)
+        block = tl.reshape(tl.join(even, odd), (c[0].shape[0], 8))
+    return block
 
 
 @triton.jit
-def _fma8(acc, columns, weight, FIRST: tl.constexpr, STEP: tl.constexpr):
-    """Each of the eight accumulators plus weight times its input column FIRST + i * STEP."""
-    return (
-        acc[0] + columns[FIRST] * weight,
-        acc[1] + columns[FIRST + STEP] * weight,
-        acc[2] + columns[FIRST + 2 * STEP] * weight,
-        acc[3] + columns[FIRST + 3 * STEP] * weight,
-        acc[4] + columns[FIRST + 4 * STEP] * weight,
-        acc[5] + columns[FIRST + 5 * STEP] * weight,
-        acc[6] + columns[FIRST + 6 * STEP] * weight,
-        acc[7] + columns[FIRST + 7 * STEP] * weight,
-    )
+def _input_row(x_row, column0, mask, W, FIRST: tl.constexpr, VECTORS: tl.constexpr, V: tl.constexpr):
+    """Columns column0 + FIRST * V .. + VECTORS * V - 1 of an input row, a tuple of [BLOCK] float32, zero beside the row.
+
+    x_row, column0, mask [BLOCK]; column0 and W are multiples of V, so that a vector lies inside the row or outside.
+    """
+    columns = ()
+    for p in tl.static_range(VECTORS):
+        column = column0 + (FIRST + p) * V  # [BLOCK]
+        inside = mask & (column >= 0) & (column < W)
+        block = tl.load((x_row + column)[:, None] + tl.arange(0, V)[None, :], mask=inside[:, None], other=0.0)
+        columns = columns + _split(block.to(tl.float32), V)
+    return columns
+
+
+@triton.jit
+def _filter_row(acc, columns, weight, KW: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr):
+    """Add filter row ``weight`` (an address) to eight accumulators; output i of tap kx reads column FIRST + kx + i * STEP."""
+    for kx in tl.static_range(KW):
+        w = tl.load(weight + kx).to(tl.float32)
+        acc = (
+            acc[0] + columns[FIRST + kx] * w,
+            acc[1] + columns[FIRST + kx + STEP] * w,
+            acc[2] + columns[FIRST + kx + 2 * STEP] * w,
+            acc[3] + columns[FIRST + kx + 3 * STEP] * w,
+            acc[4] + columns[FIRST + kx + 4 * STEP] * w,
+            acc[5] + columns[FIRST + kx + 5 * STEP] * w,
+            acc[6] + columns[FIRST + kx + 6 * STEP] * w,
+            acc[7] + columns[FIRST + kx + 7 * STEP] * w,
+        )
+    return acc
+
+
+@triton.jit
+def _store_row(acc, bias, residual, out, c, row, column0, mask, OH, OW, HAS_BIAS: tl.constexpr,
+               ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, V: tl.constexpr):  # fmt: skip
+    """Epilogue and store of eight outputs of ``row`` from ``column0`` on, in vectors of V.
+
+    ``residual`` and ``out`` [BLOCK]: address of the row; row, column0, mask [BLOCK].
+    """
+    for p in tl.static_range(8 // V):
+        y = _join(acc, p * V, V)  # [BLOCK, V]
+        if HAS_BIAS:
+            y += tl.load(bias + c).to(tl.float32)
+        y = activate(y, ACTIVATION)
+        column = column0 + p * V  # [BLOCK]
+        inside = (mask & (row < OH) & (column < OW))[:, None]
+        if HAS_RESIDUAL:
+            y += tl.load((residual + column)[:, None] + tl.arange(0, V)[None, :], mask=inside, other=0.0).to(tl.float32)
+        tl.store((out + column)[:, None] + tl.arange(0, V)[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def direct_kernel(
     x, weight, bias, residual, out,
-    N, H, W_v, OH, OW_v, lanes, blocks,
+    N, H, W_v, OH, OW_v, lanes, row_groups, blocks,
     stride_xn, stride_xc, stride_rn, stride_rc, stride_on, stride_oc,
     pad_h, KH,
-    KW: tl.constexpr, PAD_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    BLOCK: tl.constexpr, FIRST_VECTOR: tl.constexpr, VECTORS: tl.constexpr, XV: tl.constexpr, OV: tl.constexpr,
+    KW: tl.constexpr, PAD_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, FIRST_VECTOR: tl.constexpr, VECTORS: tl.constexpr,
+    XV: tl.constexpr, OV: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """out = activation(conv(x) + bias) + residual.
@@ -61,47 +116,51 @@ def direct_kernel(
     x (N, C, H, W), residual and out (N, C, OH, OW), all with dense planes; weight (C, 1, KH, KW); bias (C,).
     ``W_v`` and x's strides count vectors of XV elements, ``OW_v`` and the strides of residual and out vectors of OV.
 
-    Program = (channel, block), blocks fastest. A channel's lanes are numbered (image, output row, group of eight
-    columns), ``lanes`` groups a row; the program owns BLOCK of them. A lane whose first output reads input column
-    x0 = 8 * STRIDE_W * lane loads the VECTORS aligned vectors from x0 + 8 * FIRST_VECTOR on. Rows of the filter are a
-    run-time loop, its columns are unrolled.
+    Program = (channel, block), blocks fastest. A channel's lanes are numbered (image, group of ROWS output rows, group of
+    eight columns), ``lanes`` groups a row; the program owns BLOCK of them. A lane whose first output reads input column
+    x0 = 8 * STRIDE_W * lane loads VECTORS vectors from x0 + FIRST_VECTOR * XV on. With ROWS = 1 the filter's rows are a
+    run-time loop; with ROWS = 2 (stride 1) the input rows that two output rows share are loaded once, and UNROLL = KH.
     """
     pid = tl.program_id(0)
     c = (pid // blocks).to(tl.int64)
     o = (pid % blocks) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     lane = o % lanes
-    row = o // lanes % OH
-    image = (o // lanes // OH).to(tl.int64)
+    row = o // lanes % row_groups * ROWS
+    image = (o // lanes // row_groups).to(tl.int64)
     o_mask = image < N
     W = W_v * XV
     OW = OW_v * OV
+    column0 = lane * (8 * STRIDE_W)
     x_plane = x + (image * stride_xn + c * stride_xc) * XV  # [BLOCK]
+    filter_ = weight + c * KH * KW
+    FIRST: tl.constexpr = -PAD_W - FIRST_VECTOR * XV
 
     zero = tl.zeros((BLOCK,), dtype=tl.float32)
     acc = (zero, zero, zero, zero, zero, zero, zero, zero)
-    for ky in range(KH):
-        h = row * STRIDE_H + ky - pad_h  # [BLOCK]
-        row_mask = o_mask & (h >= 0) & (h < H)
-        x_row = x_plane + h * W_v * XV
-        columns = ()
-        for p in tl.static_range(VECTORS):
-            column = (lane * STRIDE_W + (FIRST_VECTOR + p))[:, None] * 8 + tl.arange(0, 8)[None, :]  # [BLOCK, 8]
-            mask = row_mask[:, None] & (column >= 0) & (column < W)
-            block = tl.load(x_row[:, None] + column, mask=mask, other=0.0).to(tl.float32)  # [BLOCK, 8]
-            columns = columns + _split8(block)
-        for kx in tl.static_range(KW):
-            w = tl.load(weight + (c * KH + ky) * KW + kx).to(tl.float32)
-            acc = _fma8(acc, columns, w, kx - PAD_W - 8 * FIRST_VECTOR, STRIDE_W)
+    if ROWS == 1:
+        for ky in range(KH):
+            h = row * STRIDE_H + ky - pad_h  # [BLOCK]
+            inside = o_mask & (h >= 0) & (h < H)
+            columns = _input_row(x_plane + h * W_v * XV, column0, inside, W, FIRST_VECTOR, VECTORS, XV)
+            acc = _filter_row(acc, columns, filter_ + ky * KW, KW, FIRST, STRIDE_W)
+    else:
+        acc2 = acc
+        for s in tl.static_range(UNROLL + 1):
+            h = row + s - pad_h  # [BLOCK]
+            inside = o_mask & (h >= 0) & (h < H)
+            columns = _input_row(x_plane + h * W_v * XV, column0, inside, W, FIRST_VECTOR, VECTORS, XV)
+            if s < UNROLL:
+                acc = _filter_row(acc, columns, filter_ + s * KW, KW, FIRST, STRIDE_W)
+            if s > 0:
+                acc2 = _filter_row(acc2, columns, filter_ + (s - 1) * KW, KW, FIRST, STRIDE_W)
 
-    y = _join8(acc)  # [BLOCK, 8]
-    if HAS_BIAS:
-        y += tl.load(bias + c).to(tl.float32)
-    y = activate(y, ACTIVATION)
-    column = lane[:, None] * 8 + tl.arange(0, 8)[None, :]  # [BLOCK, 8]
-    mask = o_mask[:, None] & (column < OW)
-    in_plane = (row * OW_v * OV)[:, None] + column
+    r_row = residual
     if HAS_RESIDUAL:
-        plane = (image * stride_rn + c * stride_rc) * OV
-        y += tl.load(residual + plane[:, None] + in_plane, mask=mask, other=0.0).to(tl.float32)
-    plane = (image * stride_on + c * stride_oc) * OV
-    tl.store(out + plane[:, None] + in_plane, y.to(out.dtype.element_ty), mask=mask)
+        r_row = residual + (image * stride_rn + c * stride_rc) * OV + row * OW_v * OV  # [BLOCK]
+    out_row = out + (image * stride_on + c * stride_oc) * OV + row * OW_v * OV  # [BLOCK]
+    _store_row(acc, bias, r_row, out_row, c, row, lane * 8, o_mask, OH, OW, HAS_BIAS, ACTIVATION, HAS_RESIDUAL, OV)
+    if ROWS == 2:
+        if HAS_RESIDUAL:
+            r_row += OW_v * OV
+        _store_row(acc2, bias, r_row, out_row + OW_v * OV, c, row + 1, lane * 8, o_mask, OH, OW,
+                   HAS_BIAS, ACTIVATION, HAS_RESIDUAL, OV)  # fmt: skip
