@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import __version__
 from .commands import CommandError
+from .problem import ACTIVATIONS
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """Names in torch, and short ones; both are understood."""
@@ -31,6 +32,7 @@ def build_parser() -> Parser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_run(subparsers.add_parser("run", help="run a network on images and compare its forms"))
     _add_info(subparsers.add_parser("info", help="versions, compiler, device, and the algorithm each layer takes"))
+    _add_inspect(subparsers.add_parser("inspect", help="compile for a GPU that need not be here, and say what came out"))
     _add_tune(subparsers.add_parser("tune", help="measure a network's layers on this GPU and remember what is fastest"))
     _add_cache(subparsers.add_parser("cache", help="what was measured: where it lies, list it, delete it"))
     return parser
@@ -55,6 +57,32 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes an image; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=_run)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compiles the configs with the best estimates for a target, and shows registers, spills, shared memory, occupancy, "
+        "the main loop's matrix instructions and loads, and what the cost model predicts. Needs no GPU and no driver. Results "
+        "go to stdout, progress to stderr."
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--device", metavar="D", help="h100, h200, a100, l4, rtx4090, rtx5090, b200 or mi300x")
+    target.add_argument("--arch", metavar="A", help="such as sm_80, sm_90, sm_100 (for a100, h100, b200) or gfx942 (mi300x)")
+    problem = parser.add_mutually_exclusive_group(required=True)
+    problem.add_argument("--shape", type=_sizes(4), metavar="N,C,H,W", help="one problem's input")
+    problem.add_argument("--model", metavar="NAME", help="every depthwise layer of a fused network")
+    parser.add_argument("--kernel", type=_sizes(2), metavar="KH,KW", help="with --shape; padded by half of it")
+    parser.add_argument("--stride", type=_positive, metavar="S", help="with --shape; default: 1")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="with --shape; fused behind the bias; default: none")
+    parser.add_argument("--residual", action="store_true", help="with --shape; a fused residual")
+    parser.add_argument("--batch", type=_positive, metavar="N", help="with --model")
+    parser.add_argument("--size", type=_positive, metavar="N", help="with --model: input height and width")
+    parser.add_argument("--dtype", type=_dtype, default="float16", metavar="T", help="fp16, bf16 or fp32; default: fp16")
+    parser.add_argument("--algorithm", metavar="A", help="toeplitz or direct; default: the best of both")
+    parser.add_argument("--top", type=_positive, metavar="K", help="configs a problem; default: 3; with --model 1")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--sass", metavar="FILE", help="with --shape: write the disassembly of the best config")
+    parser.set_defaults(command=_inspect)
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +127,12 @@ def _info(arguments: argparse.Namespace) -> int:
     return info(arguments)
 
 
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .commands.inspect import inspect
+
+    return inspect(arguments)
+
+
 def _tune(arguments: argparse.Namespace) -> int:
     from .commands.tune import tune
 
@@ -115,6 +149,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
+
+
+def _sizes(count: int) -> Callable[[str], tuple[int, ...]]:
+    def sizes(text: str) -> tuple[int, ...]:
+        numbers = text.split(",")
+        if len(numbers) != count:
+            raise argparse.ArgumentTypeError(f"expected {count} positive integers with commas between, got {text!r}")
+        return tuple(map(_positive, numbers))
+
+    return sizes
 
 
 def _dtype(text: str) -> str:

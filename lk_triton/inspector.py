@@ -1,6 +1,7 @@
 """Compile a kernel for a target without a GPU, and read what came out: registers, spills, shared memory, instructions.
 
-Triton's package carries ptxas, cuobjdump and nvdisasm, so NVIDIA targets need no CUDA toolkit and no driver.
+Triton's package carries ptxas, cuobjdump and nvdisasm, so NVIDIA targets need no CUDA toolkit and no driver; for AMD targets
+its compiler writes the assembly.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +21,13 @@ from . import device as devices
 from . import layout
 from .algorithms import registry
 from .algorithms.base import Config, KernelLaunch, TritonAlgorithm
+from .device import Device
+from .disassembly import AMDGCN, SASS, Mix, main_loop, mix
 from .problem import ConvProblem
+from .tuning.tuner import Candidate
 
-MMA = re.compile(r"^(HGMMA|QGMMA|HMMA|IMMA|DMMA|UTCHMMA|UTCQMMA)\b")
-_LOAD = re.compile(r"^(LDG|LDGSTS)\.")
-_SPILL = re.compile(r"^(LDL|STL)\b")
+TENSOR_COLUMNS = 512
+"""Columns of tensor memory of one SM (sm_100)."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +35,84 @@ class Report:
     """One compiled kernel.
 
     Attributes:
-        registers: per thread.
-        stack_bytes: local memory per thread; spills live there.
-        spills: local-memory instructions in the whole kernel.
+        registers: per thread; on AMD architectural and accumulation registers together.
+        spill_bytes: of local memory or scratch per thread. The kernels have no arrays there: it holds spilled registers.
         shared_bytes: per program.
-        instructions: of the main loop.
-        mma: tensor-core instructions of the main loop.
-        mma_kind: the commonest of them, with its shape, such as ``HGMMA.64x256x16.F32``; empty without any.
-        loads: bytes per thread -> (asynchronous loads, synchronous loads) of global memory in the main loop.
-        sass: the disassembly of the whole kernel.
+        num_warps: per program.
+        tensor_columns: of tensor memory per program (sm_100).
+        loop: what the main loop holds.
+        disassembly: of the whole kernel.
     """
 
     registers: int
-    stack_bytes: int
-    spills: int
+    spill_bytes: int
     shared_bytes: int
-    instructions: int
-    mma: int
-    mma_kind: str
-    loads: dict[int, tuple[int, int]]
-    sass: str
+    num_warps: int
+    tensor_columns: int
+    loop: Mix
+    disassembly: str
+
+    def programs_per_sm(self, device: Device) -> int:
+        """How many programs one SM of ``device`` holds at once."""
+        # an SM has four parts; registers are handed out to a warp, eight per thread at a time
+        per_warp = -(-self.registers // 8) * 8 * device.warp_size
+        warps = min(device.registers_per_sm // 4 // per_warp * 4, device.warps_per_sm)
+        # CUDA keeps 1 KiB of each program's shared memory for itself
+        shared = self.shared_bytes + (1024 if device.backend == "cuda" else 0)
+        limits = [warps // self.num_warps, device.programs_per_sm]
+        limits += [device.shared_per_sm // shared] if shared else []
+        limits += [TENSOR_COLUMNS // self.tensor_columns] if self.tensor_columns else []
+        return min(limits)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A candidate for a problem with what its kernel became.
+
+    Attributes:
+        programs: resident on one SM at once.
+        warps: their share of the warps that an SM can hold.
+        useful_share: nominal multiply-adds, those on padding counted, over issued ones. Above 1 where padding is skipped.
+        bank_bytes: of the packed weights; 0 where they are read as they are.
+    """
+
+    candidate: Candidate
+    report: Report
+    programs: int
+    warps: float
+    useful_share: float
+    bank_bytes: int
+
+
+def inspect(problem: ConvProblem, candidate: Candidate, device: Device) -> Inspection:
+    """Compile ``candidate`` for ``device``, and put the algorithm's own numbers beside the compiler's.
+
+    Raises:
+        RuntimeError, ValueError: as ``compile_launch`` and ``meta_launch``.
+    """
+    algorithm = registry.get(candidate.algorithm)
+    report = compile_launch(meta_launch(problem, candidate.algorithm, candidate.config), device.arch)
+    programs = report.programs_per_sm(device)
+    return Inspection(
+        candidate,
+        report,
+        programs=programs,
+        warps=programs * report.num_warps / device.warps_per_sm,
+        useful_share=problem.nominal_macs / algorithm.issued_macs(problem, candidate.config),
+        bank_bytes=algorithm.bank_bytes(problem, candidate.config),
+    )
+
+
+def require_compiler() -> None:
+    """Do nothing where kernels can be compiled.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET is set, so that there is nothing to compile, or Triton is not installed.
+    """
+    if devices.interpreted():
+        raise RuntimeError("kernels are interpreted in this process: unset TRITON_INTERPRET to compile them")
+    if find_spec("triton") is None:
+        raise RuntimeError("Triton is not installed: pip install triton")
 
 
 def meta_launch(problem: ConvProblem, name: str, config: Config) -> KernelLaunch:
@@ -73,26 +134,39 @@ def meta_launch(problem: ConvProblem, name: str, config: Config) -> KernelLaunch
 
 
 def compile_launch(launch: KernelLaunch, arch: str) -> Report:
-    """Compile for ``arch`` (``sm_80``, ``sm_90``, ...) with the specialization that a launch would get.
+    """Compile for ``arch`` (``sm_80``, ``sm_90``, ``gfx942``, ...) with the specialization that a launch would get.
 
     Raises:
-        RuntimeError: TRITON_INTERPRET is set, so that there is nothing to compile.
-        ValueError: not an NVIDIA architecture.
+        RuntimeError: there is no compiler, or it failed.
+        ValueError: unknown architecture.
     """
-    if devices.interpreted():
-        raise RuntimeError("kernels are interpreted in this process: unset TRITON_INTERPRET to compile them")
+    require_compiler()
     device = devices.for_arch(arch)
-    if device.backend != "cuda":
-        raise ValueError(f"reports are read from NVIDIA machine code, got {arch!r}: use sm_80, sm_90 or sm_100")
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature, constexprs, attributes = _specialize(launch)
     source = ASTSource(launch.kernel, signature, constexprs, attributes)
+    target = GPUTarget(device.backend, device.capability or device.arch, device.warp_size)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", device.capability, 32), options=options)
-    return _report(compiled.asm["cubin"], cast("Any", compiled.metadata).shared)
+    compiled = triton.compile(source, target=target, options=options)
+    if device.backend == "hip":
+        listing, language = compiled.asm["amdgcn"], AMDGCN
+        registers, spill_bytes = _amd_usage(listing)
+    else:
+        (registers, spill_bytes), listing = _nvidia_usage(compiled.asm["cubin"])
+        language = SASS
+    metadata = cast("Any", compiled.metadata)
+    return Report(
+        registers=registers,
+        spill_bytes=spill_bytes,
+        shared_bytes=metadata.shared,
+        num_warps=launch.num_warps,
+        tensor_columns=getattr(metadata, "tmem_size", 0),
+        loop=mix(main_loop(listing, language), language),
+        disassembly=listing,
+    )
 
 
 def _specialize(launch: KernelLaunch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[Any]]]:
@@ -116,33 +190,21 @@ def _specialize(launch: KernelLaunch) -> tuple[dict[str, str], dict[str, Any], d
     return signature, constexprs, attributes
 
 
-def _report(cubin: bytes, shared_bytes: int) -> Report:
+def _nvidia_usage(cubin: bytes) -> tuple[tuple[int, int], str]:
+    """((registers, spill bytes) per thread, SASS)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _tool("cuobjdump", "-res-usage", path)
         sass = _tool("nvdisasm", "-c", path)
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    program = list(_instructions(sass))
-    loop = main_loop(sass)
-    kinds = Counter(_mma_kind(text) for text in loop if MMA.match(text))
-    loads: dict[int, tuple[int, int]] = {}
-    for text in loop:
-        if _LOAD.match(text):
-            width, asynchronous = _load_bytes(text), text.startswith("LDGSTS")
-            before = loads.get(width, (0, 0))
-            loads[width] = (before[0] + asynchronous, before[1] + (not asynchronous))
-    return Report(
-        registers=numbers["REG"],
-        stack_bytes=numbers.get("STACK", 0),
-        spills=sum(1 for text in program if _SPILL.match(text)),
-        shared_bytes=shared_bytes,
-        instructions=len(loop),
-        mma=sum(kinds.values()),
-        mma_kind=kinds.most_common(1)[0][0] if kinds else "",
-        loads=loads,
-        sass=sass,
-    )
+    return (numbers["REG"], numbers["STACK"] + numbers["LOCAL"]), sass
+
+
+def _amd_usage(listing: str) -> tuple[int, int]:
+    """(registers, spill bytes) per thread, from the metadata at the end of the assembly."""
+    numbers = {key: int(value) for key, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", listing, re.MULTILINE)}
+    return numbers["vgpr_count"], max(4 * numbers["vgpr_spill_count"], numbers["private_segment_fixed_size"])
 
 
 def _tool(name: str, option: str, path: Path) -> str:
@@ -150,40 +212,3 @@ def _tool(name: str, option: str, path: Path) -> str:
 
     tool = getattr(knobs.nvidia, name).path
     return subprocess.run([tool, option, str(path)], check=True, capture_output=True, text=True).stdout
-
-
-_LABEL = re.compile(r"^(\.L_x_\d+):")
-_TEXT = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;")
-
-
-def _instructions(sass: str) -> list[str]:
-    return [m.group(1) for m in map(_TEXT.match, sass.splitlines()) if m]
-
-
-def main_loop(sass: str) -> list[str]:
-    """Instructions of the innermost loop that holds an MMA; the whole kernel where no loop does."""
-    program: list[str] = []
-    labels: dict[str, int] = {}
-    loops: list[list[str]] = []
-    for line in sass.splitlines():
-        if label := _LABEL.match(line):
-            labels[label.group(1)] = len(program)
-        elif text := _TEXT.match(line):
-            program.append(text.group(1))
-            target = re.search(r"BRA.*`\((\.L_x_\d+)\)", text.group(1))
-            if target and target.group(1) in labels:
-                loops.append(program[labels[target.group(1)] :])
-    holding = [loop for loop in loops if any(MMA.match(text) for text in loop)]
-    return min(holding, key=len) if holding else program
-
-
-def _mma_kind(text: str) -> str:
-    return text.split()[0]
-
-
-def _load_bytes(text: str) -> int:
-    parts = text.split()[0].split(".")
-    for part, width in (("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1)):
-        if part in parts:
-            return width
-    return 4

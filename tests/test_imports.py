@@ -18,7 +18,7 @@ ORDER = (
     ("library", "recorder"),
     ("functional",),
     ("nn",),
-    ("graph", "rewrite", "inspector"),
+    ("graph", "rewrite", "inspector", "disassembly"),
     ("models",),
     ("bench",),
     ("commands", "cli", "__main__"),

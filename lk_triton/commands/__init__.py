@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 
 import torch
 
 from .. import __version__
+from ..algorithms.base import Config
 
 
 class CommandError(Exception):
@@ -25,3 +27,8 @@ def versions() -> dict[str, str | None]:
     except ImportError:
         triton = None
     return {"lk_triton": __version__, "torch": torch.__version__, "triton": triton, "python": platform.python_version()}
+
+
+def words(config: Config) -> str:
+    """A config on one line."""
+    return " ".join(f"{name}={value}" for name, value in asdict(config).items())

@@ -19,7 +19,7 @@ from ..problem import ConvProblem
 from ..recorder import problems_of
 from ..tuning import cache, tuner
 from ..tuning.entry import problem_to_json
-from . import CommandError, versions
+from . import CommandError, versions, words
 
 DRY_ARCH = "sm_90"
 """What a dry run estimates for where there is no GPU and no architecture is named."""
@@ -97,7 +97,7 @@ def _dry_run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"candidates for {device.name} ({device.arch}); estimates come from the cost model, nothing was measured")
     for problem, candidates in listed:
-        rows = [(c.algorithm, _words(c.config), c.estimate_us, c.limiter) for c in candidates]
+        rows = [(c.algorithm, words(c.config), c.estimate_us, c.limiter) for c in candidates]
         print(f"\n{problem}")
         print(tabulate(rows, headers=("algorithm", "config", "estimate us", "limiter"), tablefmt="simple", floatfmt=".1f"))
     return 0
@@ -116,10 +116,10 @@ def _estimated_device(arguments: argparse.Namespace) -> devices.Device:
 def _table(results: list[tuner.Result]) -> str:
     headers = ("problem", "algorithm", "config", "us", "estimate us", "tried", "rejected")
     rows = [
-        (r.problem, r.plan.algorithm, _words(r.plan.config), r.microseconds, r.estimate_us, len(r.trials), len(r.rejected))
+        (r.problem, r.plan.algorithm, words(r.plan.config), r.microseconds, r.estimate_us, len(r.trials), len(r.rejected))
         for r in results
     ]
-    reasons = [f"{t.candidate.algorithm} {_words(t.candidate.config)}: {t.rejected}" for r in results for t in r.rejected]
+    reasons = [f"{t.candidate.algorithm} {words(t.candidate.config)}: {t.rejected}" for r in results for t in r.rejected]
     return "\n".join((tabulate(rows, headers=headers, tablefmt="simple", floatfmt=".1f"), *reasons))
 
 
@@ -132,7 +132,3 @@ def _json(result: tuner.Result) -> dict[str, Any]:
         "problem": problem_to_json(result.problem), "algorithm": result.plan.algorithm, "config": asdict(result.plan.config),
         "microseconds": result.microseconds, "estimate_us": result.estimate_us, "trials": trials,
     }  # fmt: skip
-
-
-def _words(config: Any) -> str:
-    return " ".join(f"{name}={value}" for name, value in asdict(config).items())

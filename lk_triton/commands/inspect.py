@@ -1,0 +1,209 @@
+"""``lk-triton inspect``: compile the most promising configs for a GPU that need not be here, and say what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from .. import device as devices
+from .. import inspector
+from ..algorithms import registry
+from ..device import Device
+from ..inspector import Inspection
+from ..models import create_model
+from ..problem import ConvProblem, Epilogue
+from ..recorder import problems_of
+from ..tuning import tuner
+from ..tuning.entry import problem_to_json
+from ..tuning.plan import refusal
+from . import CommandError, words
+
+Inspected = list[tuple[ConvProblem, int, list[Inspection]]]
+"""(problem, layers that pose it, its configs, the best estimate first)."""
+
+ONLY_WITH = {"shape": ("kernel", "stride", "activation", "residual", "sass"), "model": ("batch", "size")}
+"""What describes a single problem, and what describes a network's input."""
+
+TOP = 3
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Compile and print; returns the exit code."""
+    _check(arguments)
+    device = _target(arguments)
+    network = arguments.model is not None
+    problems = _layers(arguments) if network else Counter([_problem(arguments)])
+    algorithm = arguments.algorithm
+    top = arguments.top or (1 if network else TOP)
+    work = [(problem, count, _candidates(problem, device, algorithm, top, network)) for problem, count in problems.items()]
+    total = sum(len(candidates) for _, _, candidates in work)
+    done = 0
+    inspected: Inspected = []
+    for problem, count, candidates in work:
+        results = []
+        for candidate in candidates:
+            done += 1
+            print(f"compiling {done}/{total}: {problem}, {candidate.algorithm}", file=sys.stderr, flush=True)
+            results.append(inspector.inspect(problem, candidate, device))
+        inspected.append((problem, count, results))
+    if arguments.sass is not None:
+        _write(arguments.sass, inspected[0][2][0].report.disassembly)
+    if arguments.json:
+        print(json.dumps(_network(arguments, device, inspected) if network else [_json(i) for i in inspected[0][2]], indent=2))
+    else:
+        print(_text(arguments, device, inspected))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what does not go together, before anything is compiled."""
+    given, other = ("shape", "model") if arguments.shape is not None else ("model", "shape")
+    for name in ONLY_WITH[other]:
+        if getattr(arguments, name) not in (None, False):
+            raise CommandError(f"--{name} goes with --{other}, not with --{given}")
+    if arguments.algorithm == "torch":
+        raise CommandError("--algorithm torch has no Triton kernel to compile")
+    for name in ("kernel",) if given == "shape" else ("batch", "size"):
+        if getattr(arguments, name) is None:
+            raise CommandError(f"--{given} also needs --{name}")
+    try:
+        if arguments.algorithm is not None:
+            registry.get(arguments.algorithm)
+        inspector.require_compiler()
+    except (ValueError, RuntimeError) as error:
+        raise CommandError(str(error)) from None
+
+
+def _target(arguments: argparse.Namespace) -> Device:
+    if arguments.device is not None:
+        if arguments.device not in devices.TABLE:
+            raise CommandError(f"unknown device {arguments.device!r}: expected one of {', '.join(devices.TABLE)}")
+        return devices.TABLE[arguments.device]
+    try:
+        return devices.for_arch(arguments.arch)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def _problem(arguments: argparse.Namespace) -> ConvProblem:
+    """The problem of --shape and --kernel, padded so that stride 1 keeps the size; with a bias, as fused layers have."""
+    (n, c, h, w), (kh, kw), stride = arguments.shape, arguments.kernel, arguments.stride or 1
+    return ConvProblem(
+        n, c, h, w, kh, kw, (stride, stride), (kh // 2, kw // 2), dtype=arguments.dtype,
+        epilogue=Epilogue(True, arguments.activation, arguments.residual),
+    )  # fmt: skip
+
+
+def _layers(arguments: argparse.Namespace) -> Counter[ConvProblem]:
+    """The distinct depthwise problems of the fused network and how many layers pose each; nothing is computed."""
+    try:
+        network = create_model(arguments.model, device="meta").eval().reparameterize()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    found = problems_of(network, (arguments.batch, 3, arguments.size, arguments.size))
+    return Counter({replace(problem, dtype=arguments.dtype): count for problem, count in found.items()})
+
+
+def _candidates(problem: ConvProblem, device: Device, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
+    """The ``top`` best estimates of ``algorithm``; of all of them what the tuner would measure, which is of every kind.
+
+    With ``prefer``, a problem that ``algorithm`` cannot serve takes all of them, as a layer under ``lk_triton.use`` does.
+    """
+    reason = None if algorithm is None else refusal(problem, device, algorithm)
+    if reason is not None and not prefer:
+        raise CommandError(f"{algorithm} cannot serve {problem} on {device.name}: {reason}")
+    if algorithm is None or reason is not None:
+        found = tuner.candidates(problem, device, top)
+    else:
+        found = [c for c in tuner.candidates(problem, device, sys.maxsize) if c.algorithm == algorithm][:top]
+    if not found:
+        reasons = {n: refusal(problem, device, n) for n in registry.ALGORITHMS if n != "torch"}
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise CommandError(f"no Triton algorithm serves {problem} on {device.name}: {why}")
+    return found
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _total_us(inspected: Inspected) -> float:
+    """All layers one after another, each by its best config."""
+    return sum(count * found[0].candidate.estimate_us for _, count, found in inspected)
+
+
+def _network(arguments: argparse.Namespace, device: Device, inspected: Inspected) -> dict[str, Any]:
+    layers = [
+        {"count": count, "problem": problem_to_json(problem), **_json(one)}
+        for problem, count, found in inspected
+        for one in found
+    ]
+    return {
+        "model": arguments.model, "batch": arguments.batch, "size": arguments.size, "device": device.name, "layers": layers,
+        "total_estimate_us": round(_total_us(inspected), 2),
+    }  # fmt: skip
+
+
+def _json(one: Inspection) -> dict[str, Any]:
+    """The documented schema (docs/cli.md)."""
+    candidate, report = one.candidate, one.report
+    return {
+        "algorithm": candidate.algorithm,
+        "config": asdict(candidate.config),
+        "registers": report.registers,
+        "spill_bytes": report.spill_bytes,
+        "shared_bytes": report.shared_bytes,
+        "occupancy": {"programs": one.programs, "warps": round(one.warps, 4)},
+        "useful_share": round(one.useful_share, 4),
+        "bank_bytes": one.bank_bytes,
+        "main_loop": {
+            "instructions": report.loop.instructions,
+            "mma": report.loop.mma,
+            "mma_kind": report.loop.mma_kind,
+            "global_load_bytes": report.loop.load_counts,
+        },
+        "estimate_us": round(candidate.estimate_us, 2),
+        "limiter": candidate.limiter,
+    }
+
+
+def _text(arguments: argparse.Namespace, device: Device, inspected: Inspected) -> str:
+    """Numbers in a table, configs below it by number."""
+    parts = [f"compiled for {device.name} ({device.arch}); estimates come from the cost model, nothing was measured"]
+    listed = [(f"{count} x {problem}", one) for problem, count, found in inspected for one in found]
+    rows = [(number, layers, *_row(one)) for number, (layers, one) in enumerate(listed, 1)]
+    headers = ("", "layers", *HEADERS)
+    if arguments.model is None:
+        parts.append(str(inspected[0][0]))
+        rows, headers = [(number, *row) for number, _, *row in rows], ("", *HEADERS)
+    parts.append(tabulate(rows, headers=headers, tablefmt="simple"))
+    parts.append("\n".join(f"{number}: {words(one.candidate.config)}" for number, (_, one) in enumerate(listed, 1)))
+    if arguments.model is not None:
+        layers = sum(count for _, count, _ in inspected)
+        parts.append(f"{layers} depthwise layers of {arguments.model}, sum of estimates: {_total_us(inspected):.1f} us")
+    return "\n\n".join(parts)
+
+
+HEADERS = ("algorithm", "registers", "spilled", "shared", "programs per SM", "of its warps", "useful", "bank", "main loop",
+           "matrix instructions", "global loads", "estimate", "limiter")  # fmt: skip
+
+
+def _row(one: Inspection) -> tuple[Any, ...]:
+    report, loop = one.report, one.report.loop
+    return (
+        one.candidate.algorithm, report.registers, f"{report.spill_bytes} B", f"{report.shared_bytes / 1024:.1f} KiB",
+        one.programs, f"{one.warps:.0%}", f"{one.useful_share:.0%}", f"{one.bank_bytes / 1024:.0f} KiB",
+        loop.instructions, f"{loop.mma} {loop.mma_kind}",
+        ", ".join(f"{number} x {width} B" for width, number in loop.load_counts.items()),
+        f"{one.candidate.estimate_us:.1f} us", one.candidate.limiter,
+    )  # fmt: skip
