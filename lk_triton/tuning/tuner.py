@@ -8,6 +8,7 @@ The cost model prunes every algorithm's configs to a few candidates. These are c
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from .accuracy import Gate, draw
 from .entry import Entry, source_hash, versions
 from .plan import Plan, at_least_one_image, plan, refusal
 from .timing import Call, Timer, Timing
+
+TWINS = 2
+"""Candidates of one algorithm and bank format with the same estimate: the others differ in what the estimate does not see."""
 
 TOP_K = 12
 ROUNDS = 7
@@ -106,14 +110,20 @@ def why_not(place: torch.device) -> str | None:
 def candidates(problem: ConvProblem, device: Device, top_k: int = TOP_K) -> list[Candidate]:
     """The ``top_k`` most promising configs of all Triton algorithms that serve, the best estimate first.
 
-    The best of each algorithm and bank format is among them, as far as ``top_k`` allows.
+    The best of each algorithm and bank format is among them, as far as ``top_k`` allows, and at most ``TWINS`` of one kind
+    that the estimate cannot tell apart.
     """
     found = []
+    twins: Counter[tuple[object, ...]] = Counter()
     for name, algorithm in registry.ALGORITHMS.items():
         if name != "torch" and algorithm.supports(problem, device) is None:
             for config in algorithm.configs(problem, device):
                 seconds, limiter = algorithm.estimate(problem, config, device)
-                found.append(Candidate(name, config, seconds * 1e6, limiter))
+                candidate = Candidate(name, config, seconds * 1e6, limiter)
+                twin = (*kind(candidate), seconds)
+                twins[twin] += 1
+                if twins[twin] <= TWINS:
+                    found.append(candidate)
     found.sort(key=lambda c: c.estimate_us)
     first_of_kind = {kind(c): c for c in reversed(found)}.values()
     chosen = sorted(found, key=lambda c: (c not in first_of_kind, c.estimate_us))[:top_k]
