@@ -25,7 +25,7 @@ def problem(n: int, c: int, h: int, w: int, k: int, dtype: str = "float16", stri
 @pytest.mark.parametrize(
     "shape", [(2, 2, 8, 16, 3), (1, 2, 7, 12, 5), (3, 1, 5, 14, 3), (1, 1, 9, 7, 5), (2, 1, 2, 3, 7)], ids=str
 )
-def test_every_config_is_right(shape, dtype):
+def test_every_config_is_right(shape: tuple[int, int, int, int, int], dtype: str):
     """Rows of 16, 12, 14, 7 and 3 columns: vectors of eight, four, two and one; odd numbers of rows for two a lane."""
     p = problem(*shape, dtype)
     x = torch.randn(p.n, p.c, p.h, p.w).to(getattr(torch, dtype))
