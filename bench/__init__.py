@@ -1,6 +1,8 @@
 """Benchmarks: what is measured (cases), against what (providers), how (gate, timing), and how it is written (report).
 
-    python -m lk_triton.bench.conv --out conv.csv       the depthwise layers
-    python -m lk_triton.bench.network --out network.csv the whole network
-    bench/gpu_check.sh OUT                              both and the GPU tests, within a short visit to a GPU
+    lk-triton bench conv --out conv.csv           the depthwise layers; also python -m lk_triton.bench.conv
+    lk-triton bench network --out network.csv     the whole network
+    lk-triton bench plot conv.csv --out conv.png  a roofline of what was measured
+    lk-triton bench readme                        README's table, from results/
+    bench/gpu_check.sh OUT                        all of it and the GPU tests, within a short visit to a GPU
 """

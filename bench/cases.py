@@ -1,34 +1,86 @@
-"""What is measured: named problems, the layers of RepLKNet-31B at 224x224 and one wide map."""
+"""What is measured: named problems. A name is family, member and batch, such as ``31b-224-stage1-n64``."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
 
 from lk_triton.problem import ConvProblem, Epilogue, same_padding
 
 STAGES = ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13))
 """RepLKNet-31B at 224x224: (channels, map size, kernel size) of each stage's large-kernel layer."""
 
-BATCHES = (64, 1)
+CONVNEXT = ((96, 56), (192, 28), (384, 14), (768, 7))
+"""ConvNeXt-T at 224x224: (channels, map size) of each stage; the kernel is 7x7."""
+
+TABLE1_MAPS = (16, 32, 64)
+TABLE1_KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 29, 31)
+"""Table 1 of the RepLKNet paper: 384 channels, batch 64."""
+
+SLAK = ((51, 51), (51, 5), (5, 51))
+"""SLaK's kernels, whole and as the two strips that it is made of."""
+
+PLAIN, BIASED, FUSED = Epilogue(), Epilogue(True), Epilogue(True, "relu")
 
 
-def layer(n: int, c: int, h: int, w: int, kernel: int, dtype: str = "float16") -> ConvProblem:
-    """A "same" layer of stride 1 with the epilogue of a fused block: bias and ReLU."""
-    pad = same_padding(kernel)
-    return ConvProblem(n, c, h, w, kernel, kernel, padding=(pad, pad), dtype=dtype, epilogue=Epilogue(True, "relu"))
+@dataclass(frozen=True)
+class Member:
+    """A case but for its batch and dtype."""
+
+    name: str
+    c: int
+    h: int
+    w: int
+    kh: int
+    kw: int
+    epilogue: Epilogue
+    batches: tuple[int, ...]
 
 
-def cases(dtype: str = "float16") -> dict[str, ConvProblem]:
-    """Name -> problem; the names are ``31b-stage1-n64`` and so on."""
-    found = {
-        f"31b-stage{stage}-n{n}": layer(n, c, size, size, kernel, dtype)
-        for n in BATCHES
-        for stage, (c, size, kernel) in enumerate(STAGES, 1)
+def _members() -> Iterator[Member]:
+    """Those that say most come first. The epilogue is what the network has there: Table 1's layers have none."""
+    for image in (224, 384):
+        for stage, (c, size, k) in enumerate(STAGES, 1):
+            size = size * image // 224
+            yield Member(f"31b-{image}-stage{stage}", c, size, size, k, k, FUSED, (64, 1))
+    for stage, (c, size, k) in enumerate(STAGES, 1):  # street scenes, 1024x2048: maps of 256x512 in stage 1
+        yield Member(f"wide-stage{stage}", c, 256 * size // 56, 512 * size // 56, k, k, FUSED, (1,))
+    for size, k in product(TABLE1_MAPS, TABLE1_KERNELS):
+        yield Member(f"table1-r{size}-k{k}", 384, size, size, k, k, PLAIN, (64,))
+    for kh, kw in SLAK:
+        yield Member(f"slak-{kh}x{kw}", 96, 56, 56, kh, kw, BIASED, (64,))
+    for stage, (c, size) in enumerate(CONVNEXT, 1):
+        yield Member(f"convnext-stage{stage}", c, size, size, 7, 7, BIASED, (64,))
+
+
+def layer(
+    n: int, c: int, h: int, w: int, kh: int, kw: int | None = None, dtype: str = "float16", epilogue: Epilogue = FUSED
+) -> ConvProblem:
+    """A "same" layer of stride 1."""
+    kw = kh if kw is None else kw
+    return ConvProblem(n, c, h, w, kh, kw, padding=(same_padding(kh), same_padding(kw)), dtype=dtype, epilogue=epilogue)
+
+
+def cases(dtype: str = "float16", batches: Sequence[int] = ()) -> dict[str, ConvProblem]:
+    """Name -> problem, at each family's own batches or at ``batches``."""
+    return {
+        f"{m.name}-n{n}": layer(n, m.c, m.h, m.w, m.kh, m.kw, dtype, m.epilogue)
+        for m in _members()
+        for n in (batches or m.batches)
     }
-    return found | {"wide-256x512-n1": layer(1, 128, 256, 512, 31, dtype)}
+
+
+def select(named: dict[str, ConvProblem], patterns: Sequence[str]) -> dict[str, ConvProblem]:
+    """The cases that match a shell pattern, in the order of the patterns."""
+    return {name: problem for pattern in patterns for name, problem in named.items() if fnmatchcase(name, pattern)}
 
 
 def tiny(problem: ConvProblem) -> ConvProblem:
     """A problem of the same kind that Triton's interpreter computes within a second; whole planes stay whole planes."""
     h, w = (3, 3) if problem.kh >= 2 * problem.h - 1 else (min(problem.h, 7), min(problem.w, 10))
-    return replace(layer(min(problem.n, 2), 1, h, w, 5, problem.dtype), layout=problem.layout)
+    kh, kw = min(problem.kh, 5), min(problem.kw, 5)
+    kh, kw = (kh, 3) if problem.kh > problem.kw else (3, kw) if problem.kw > problem.kh else (kh, kw)
+    small = layer(min(problem.n, 2), 1, h, w, kh, kw, problem.dtype, problem.epilogue)
+    return replace(small, layout=problem.layout)

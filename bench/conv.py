@@ -1,23 +1,51 @@
-"""``python -m lk_triton.bench.conv --out FILE.csv``: depthwise layers, correctness first, losses shown like wins."""
+"""Depthwise layers: correctness first, then times in turns against every peer; losses are shown like wins."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from fnmatch import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 
+from lk_triton import device as devices
 from lk_triton.problem import ConvProblem
 
-from . import report
-from .cases import cases, tiny
+from . import report, usage
+from .cases import cases, select, tiny
+from .floor import compulsory_bytes, floor, useful_macs
 from .gate import Gate
-from .providers import PROVIDERS, Built, Provider
+from .providers import OURS, PROVIDERS, Built, Provider, Unavailable
 from .timing import Timer, Timing, buffers_for, interleave, timer
 
-COLUMNS = ("kernel_name", "provider", "p50_us", "spread", "tflops", "speedup", "error", "gate", "note")
+COLUMNS = (
+    "provider", "p20_us", "p50_us", "p80_us", "spread", "gb_per_s", "nominal_tflops", "useful_tflops", "floor_ratio",
+    "speedup", "error", "gate", "note",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is measured unless the command line says otherwise; no batches means each case's own."""
+
+    cases: tuple[str, ...]
+    batches: tuple[int, ...]
+    providers: tuple[str, ...]
+    dtype: str
+    rounds: int
+
+
+GPU = Defaults(("*",), (), ("*",), "float16", 20)
+CPU = Defaults(
+    cases=("31b-224-*", "slak-51x5-*", "slak-5x51-*", "convnext-*"),
+    batches=(1,),
+    providers=("torch*", "flaggems", "lk_triton_auto*", "lk_triton_torch"),
+    dtype="float32",
+    rounds=7,
+)
+"""What a CPU does in a minute or so; the Triton algorithms need a GPU."""
 
 
 @torch.inference_mode()
@@ -28,14 +56,11 @@ def measure(
     gate = Gate(problem, device)
     rows, timers = {}, {}
     for provider_name, provider in providers.items():
-        row = rows[provider_name] = describe(name, provider_name, problem) | report.facts(device)
+        posed = replace(problem, layout="channels_last" if provider.memory_format == torch.channels_last else "nchw")
+        row = rows[provider_name] = describe(name, provider_name, posed, device) | report.facts(device)
         try:
-            built = provider.build(problem, gate.weight, gate.bias)
-        except ValueError as error:
-            row["note"] = str(error)
-            continue
-        row["config"] = built.config
-        try:
+            built = provider.build(posed, gate.weight, gate.bias)
+            row["config"] = built.config
             verdict = gate.check(lambda x, b=built, p=provider: b.run(x.contiguous(memory_format=p.memory_format)))
             row |= {"error": f"{verdict.error:.2e}", "torch_error": f"{verdict.torch_error:.2e}"}
             row["gate"] = "ok" if verdict.ok else "failed"
@@ -43,16 +68,22 @@ def measure(
                 timers[provider_name] = prepared(problem, device, provider, built)
             else:
                 row["note"] = f"error above {verdict.allowed:.1e}: not timed"
+        except Unavailable as reason:
+            row["note"] = str(reason)
         except Exception as error:  # one provider's crash must not lose the others' figures
             row |= {"gate": row.get("gate", "failed"), "note": f"{type(error).__name__}: {error}".splitlines()[0]}
     add_figures(problem, device, rows, interleave(timers, rounds))
     return list(rows.values())
 
 
-def describe(name: str, provider: str, problem: ConvProblem) -> report.Row:
-    """The columns that say what was asked of whom."""
+def describe(name: str, provider: str, problem: ConvProblem, device: torch.device) -> report.Row:
+    """The columns that say what was asked of whom, and what it takes at least where the device's facts are known."""
     fields = ("n", "c", "h", "w", "kh", "kw", "dtype", "layout")
-    return {"kernel_name": name, "provider": provider, **{f: getattr(problem, f) for f in fields}}
+    row: report.Row = {"kernel_name": name, "provider": provider, **{f: getattr(problem, f) for f in fields}}
+    if device.type == "cuda":
+        least = floor(problem, devices.of(device))
+        row |= {"floor_us": report.short(least.us), "floor_limiter": least.limiter}
+    return row
 
 
 def prepared(problem: ConvProblem, device: torch.device, provider: Provider, built: Built) -> Timer:
@@ -69,39 +100,85 @@ def prepared(problem: ConvProblem, device: torch.device, provider: Provider, bui
 def add_figures(
     problem: ConvProblem, device: torch.device, rows: dict[str, report.Row], timings: Mapping[str, Timing]
 ) -> None:
-    """Times, rates, and the ratio to the fastest of torch's providers."""
+    """Times, rates, and the ratios to the floor and to the fastest peer."""
+    best = {provider: timing.best(device) for provider, timing in timings.items()}
+    peer = min((p for p in best if not p.startswith(OURS)), key=lambda p: best[p], default=None)
     for provider, timing in timings.items():
-        rows[provider] |= report.figures(timing)
-        rows[provider]["tflops"] = report.short(2 * problem.nominal_macs / timing.best(device) / 1e6)
-    torch_times = [t.best(device) for p, t in timings.items() if p.startswith("torch")]
-    for provider, timing in timings.items() if torch_times else ():
-        rows[provider]["speedup"] = report.short(min(torch_times) / timing.best(device))
+        row, us = rows[provider], best[provider]
+        row |= report.figures(timing)
+        row["gb_per_s"] = report.short(compulsory_bytes(problem) / us / 1e3)
+        row["nominal_tflops"] = report.short(2 * problem.nominal_macs / us / 1e6)
+        row["useful_tflops"] = report.short(2 * useful_macs(problem) / us / 1e6)
+        if "floor_us" in row:
+            row["floor_ratio"] = report.short(us / float(str(row["floor_us"])))
+        if peer is not None:
+            row |= {"peer": peer, "speedup": report.short(best[peer] / us)}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 where a provider failed the gate or nothing was measured."""
-    parser = argparse.ArgumentParser(prog="python -m lk_triton.bench.conv", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to append to")
-    parser.add_argument("--cases", nargs="*", default=["*"], metavar="PATTERN", help="shell patterns; default: all")
-    parser.add_argument("--providers", nargs="*", default=["*"], metavar="PATTERN", help="shell patterns; default: all")
-    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--tiny", action="store_true", help="shrink every case to what the interpreter can do")
-    options = parser.parse_args(arguments)
+def title(name: str, problem: ConvProblem, rows: Sequence[report.Row]) -> str:
+    """A table's heading: the case, and its floor."""
+    text = f"\n{name}: {problem}"
+    if rows and "floor_us" in rows[0]:
+        text += f"; floor {rows[0]['floor_us']:.4g} us ({rows[0]['floor_limiter']})"
+    return text
 
-    chosen = {n: p for n, p in cases(options.dtype).items() if any(fnmatch(n, pattern) for pattern in options.cases)}
-    providers = {n: p for n, p in PROVIDERS.items() if any(fnmatch(n, pattern) for pattern in options.providers)}
+
+def summary(rows: Iterable[report.Row]) -> str:
+    """One line a case: this library's own choice, in the better layout, against the fastest peer; and how often it won."""
+    best: dict[object, report.Row] = {}
+    for row in rows:
+        if str(row["provider"]).startswith(OURS + "auto") and "speedup" in row:
+            best[row["kernel_name"]] = max(best.get(row["kernel_name"], row), row, key=lambda r: float(str(r["speedup"])))
+    if not best:
+        return ""
+    won = sum(float(str(row["speedup"])) >= 1 for row in best.values())
+    columns = ("kernel_name", "provider", "p50_us", "floor_ratio", "peer", "speedup")
+    return f"\nagainst the fastest peer: faster in {won} of {len(best)}\n{report.table(list(best.values()), columns)}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``run``."""
+    parser.description = __doc__
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="append the rows to this file")
+    parser.add_argument("--list", action="store_true", help="list the cases that would be measured, and stop")
+    parser.add_argument("--cases", nargs="+", metavar="PATTERN", help="shell patterns, measured in their order; see --list")
+    parser.add_argument("--providers", nargs="+", metavar="PATTERN", help=f"shell patterns; there are {', '.join(PROVIDERS)}")
+    parser.add_argument("--batch", nargs="+", type=usage.positive, metavar="N", help="instead of each case's own batches")
+    parser.add_argument("--dtype", type=usage.dtype, metavar="T", help="fp16, bf16 or fp32; default: fp16 on a GPU, else fp32")
+    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
+    parser.add_argument("--rounds", type=usage.positive, metavar="N", help="of each provider, at least 5; default: 20, CPU 7")
+    parser.add_argument("--tiny", action="store_true", help="shrink the GPU's cases to what Triton's interpreter can do")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and print. Exit code 1 where a provider failed the gate or a case has no figure at all."""
+    device = usage.place(options.device)
+    defaults = GPU if device.type == "cuda" or options.tiny else CPU
+    named = cases(options.dtype or defaults.dtype, options.batch or defaults.batches)
+    chosen = select(named, options.cases or defaults.cases)
+    patterns = options.providers or defaults.providers
+    providers = {n: p for n, p in PROVIDERS.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
     if not chosen or not providers:
-        parser.error(f"nothing to measure; cases: {', '.join(cases())}; providers: {', '.join(PROVIDERS)}")
-    failed = False
+        raise usage.UsageError(f"nothing to measure; cases: {', '.join(named)}; providers: {', '.join(PROVIDERS)}")
+    if options.list:
+        print("\n".join(f"{name:28}{problem}" for name, problem in chosen.items()))
+        return 0
+    failed, measured = False, []
     for name, problem in chosen.items():
         problem = tiny(problem) if options.tiny else problem
-        rows = measure(name, problem, torch.device(options.device), providers, options.rounds)
-        report.append(options.out, rows)
-        print(report.table(rows, COLUMNS), flush=True)
+        rows = measure(name, problem, device, providers, options.rounds or defaults.rounds)
+        if options.out is not None:
+            report.append(options.out, rows)
+        print(f"{title(name, problem, rows)}\n{report.table(rows, COLUMNS)}", flush=True)
         failed |= any(row.get("gate") == "failed" for row in rows) or not any("p50_us" in row for row in rows)
+        measured += rows
+    print(summary(measured))
     return int(failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lk_triton.bench.conv``."""
+    return usage.main("conv", add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@
 #   bench/gpu_check.sh OUT          on a GPU
 #   bench/gpu_check.sh --cpu OUT    every step at tiny sizes in Triton's interpreter: a rehearsal, its figures mean nothing
 #
-# Writes at most 8 files into OUT as results come: device.txt, summary.txt, a log a step, conv.csv, network.csv.
+# Writes at most 8 files into OUT as results come: device.txt, summary.txt, tests.log, bench.log (all other steps),
+# conv.csv, network.csv, and tuned.json: what tuning saved, which the steps after it use.
 # A step that fails or hangs does not stop the next. The exit status is the sum of the steps that failed:
-# 1 GPU tests, 2 layers at batch 64, 4 layers at batch 1, 8 network; 64 for a wrong call.
+# 1 GPU tests, 2 layers at batch 64, 4 layers at batch 1, 8 tuning, 16 network, 32 grid; 64 for a wrong call.
+# The grid takes the time that is left, so running out of it there is no failure.
 set -uo pipefail
 
 mode=gpu
@@ -25,10 +27,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 64
 python=${PYTHON:-python3}
 total=500 # seconds for all steps
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-parallel=() small=() n64=('*-n64') n1=('*-n1')
+parallel=() small=() dry=()
+n64=('31b-224-*-n64') n1=('31b-224-*-n1' 'wide-stage1-*')
+grid=('31b-224-*' 'table1-*' 'convnext-*' 'slak-*' '31b-384-*' 'wide-*')
+few=(torch torch_channels_last lk_triton_auto) # without compilation, for the sake of more cases
+export LK_TRITON_CACHE_DIR
+LK_TRITON_CACHE_DIR=$(mktemp -d) || exit 64
+trap 'rm -rf "$LK_TRITON_CACHE_DIR"' EXIT
 if [[ $mode == cpu ]]; then
     export TRITON_INTERPRET=1 OMP_NUM_THREADS=1
-    small=(--tiny --device cpu --rounds 5) n64=('*-stage[14]-n64') n1=('*-stage4-n1' 'wide-*')
+    small=(--tiny --device cpu --rounds 5) dry=(--dry-run)
+    n64=('31b-224-stage[14]-n64') n1=('31b-224-stage4-n1' 'wide-stage1-*') grid=('table1-r16-k3-*' 'slak-51x5-*')
 else
     unset TRITON_INTERPRET
     "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8) # the tests mostly wait for compilers
@@ -46,30 +55,35 @@ cat "$out/device.txt"
 : >"$out/summary.txt"
 
 failed=0
-# step BIT NAME CAP COMMAND...: run it for at most CAP seconds, or what is left; its output goes to NAME.log.
+# step BIT NAME CAP LOG COMMAND...: run it for at most CAP seconds, or what is left; its output is appended to LOG.
 step() {
-    local bit=$1 name=$2 limit=$3 left=$((total - SECONDS)) start=$SECONDS status=0
-    shift 3
+    local bit=$1 name=$2 limit=$3 log=$out/$4 left=$((total - SECONDS)) start=$SECONDS status=0
+    shift 4
     ((limit > left)) && limit=$left
+    echo "== $name" >>"$log"
     if ((limit < 5)); then
         status=124
     else
-        timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+        timeout -k 5 "$limit" "$@" >>"$log" 2>&1 || status=$?
     fi
     case $status in
     0) verdict=ok ;;
     124 | 137) verdict="out of time" ;;
     *) verdict="failed, status $status" ;;
     esac
-    ((status == 0)) || failed=$((failed + bit))
+    ((status == 0)) || [[ $name == grid && $verdict == "out of time" ]] || failed=$((failed + bit))
     echo "$name: $verdict after $((SECONDS - start)) s" | tee -a "$out/summary.txt"
-    [[ -f "$out/$name.log" ]] && tail -n "${LINES_SHOWN:-40}" "$out/$name.log"
+    sed -n "/^== $name\$/,\$p" "$log" | tail -n "${LINES_SHOWN:-40}"
 }
 
-step 1 tests 150 "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
-step 2 conv_n64 150 "$python" -m lk_triton.bench.conv --out "$out/conv.csv" --cases "${n64[@]}" "${small[@]}"
-step 4 conv_n1 95 "$python" -m lk_triton.bench.conv --out "$out/conv.csv" --cases "${n1[@]}" "${small[@]}"
-step 8 network 100 "$python" -m lk_triton.bench.network --out "$out/network.csv" "${small[@]}"
+conv=("$python" -m lk_triton.bench.conv --out "$out/conv.csv" "${small[@]}")
+step 1 tests 140 tests.log "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
+step 2 layers_n64 90 bench.log "${conv[@]}" --cases "${n64[@]}"
+step 4 layers_n1 70 bench.log "${conv[@]}" --cases "${n1[@]}"
+step 8 tune 80 bench.log "$python" -m lk_triton.cli tune --model replknet_31b --batch 64 1 --size 224 --dtype fp16 --json "${dry[@]}"
+find "$LK_TRITON_CACHE_DIR" -name '*.json' -exec cp {} "$out/tuned.json" \; -quit
+step 16 network 80 bench.log "$python" -m lk_triton.bench.network --out "$out/network.csv" "${small[@]}"
+step 32 grid "$total" bench.log "${conv[@]}" --cases "${grid[@]}" --providers "${few[@]}" --rounds 7
 
 echo "total: $SECONDS s, exit status $failed" | tee -a "$out/summary.txt"
 exit "$failed"

@@ -1,8 +1,9 @@
-"""``python -m lk_triton.bench.network --out FILE.csv``: fused RepLKNet-31B against the published form, images per second."""
+"""A whole network: the fused form against the published one, in images per second."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from lk_triton.models import RepLKNet, create_model, published_form, randomize_
 
-from . import report
+from . import report, usage
 from .gate import judge
 from .timing import interleave, timer
 
@@ -63,30 +64,43 @@ def measure(name: str, model: RepLKNet, shape: tuple[int, int, int, int], dtype:
     return list(rows.values())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 where a form failed the gate or has no figure."""
-    parser = argparse.ArgumentParser(prog="python -m lk_triton.bench.network", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to append to")
-    parser.add_argument("--model", default="replknet_31b")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 1])
-    parser.add_argument("--size", type=int, default=224)
-    gpu = torch.cuda.is_available()
-    parser.add_argument("--dtype", default="float16" if gpu else "float32", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument("--rounds", type=int, default=10)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``run``."""
+    parser.description = __doc__
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="append the rows to this file")
+    parser.add_argument("--model", default="replknet_31b", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--batch", type=usage.positive, nargs="+", default=[64, 1], metavar="N", help="default: 64 1")
+    parser.add_argument("--size", type=usage.positive, default=224, metavar="N", help="default: %(default)s")
+    parser.add_argument("--dtype", type=usage.dtype, metavar="T", help="fp16, bf16 or fp32; default: fp16 on a GPU, else fp32")
+    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
+    parser.add_argument("--rounds", type=usage.positive, default=10, metavar="N", help="of each form; default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on 32x32 images, for the interpreter")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and print. Exit code 1 where a form failed the gate or has no figure."""
+    device = usage.place(options.device)
+    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
     failed = False
     for batch in options.batch:
         torch.manual_seed(0)
-        model = tiny_network() if options.tiny else create_model(options.model)
+        try:
+            model = tiny_network() if options.tiny else create_model(options.model)
+        except ValueError as error:
+            raise usage.UsageError(str(error)) from None
         size, name = (32, "tiny") if options.tiny else (options.size, options.model)
         shape = (min(batch, 2) if options.tiny else batch, 3, size, size)
-        rows = measure(name, model.to(options.device), shape, getattr(torch, options.dtype), options.rounds)
-        report.append(options.out, rows)
+        rows = measure(name, model.to(device), shape, dtype, options.rounds)
+        if options.out is not None:
+            report.append(options.out, rows)
         print(report.table(rows, COLUMNS), flush=True)
         failed |= not all("p50_us" in row for row in rows)
     return int(failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lk_triton.bench.network``."""
+    return usage.main("network", add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
-"""Against what is measured: torch in its usual forms, and every Triton algorithm, all with the same epilogue."""
+"""Against what is measured: torch in its usual forms, FlagGems where it is installed, and everything that lk_triton has."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.torch_ import activate_, convolve
 from lk_triton.problem import ConvProblem
 from lk_triton.tuning.plan import plan
+
+OURS = "lk_triton_"
+"""How the names of this library's providers begin; the others are its peers."""
+
+
+class Unavailable(Exception):
+    """A provider that cannot serve a problem, or is not installed, and why."""
 
 
 class Built(NamedTuple):
@@ -25,55 +33,73 @@ class Built(NamedTuple):
 class Provider(NamedTuple):
     """``build(problem, weight, bias)`` packs and compiles outside the timing; x comes in ``memory_format``.
 
-    ``build`` raises ValueError with the reason where the provider cannot serve the problem.
+    ``build`` raises Unavailable where the provider cannot serve. The problem's layout is that of x.
     """
 
     build: Callable[[ConvProblem, Tensor, Tensor | None], Built]
     memory_format: torch.memory_format = torch.contiguous_format
 
 
-def _convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution, bias and activation, as eager torch does it at its best: the activation in place."""
-    y = F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
-    activation = problem.epilogue.activation
-    if activation == "relu":
-        return y.relu_()
-    return y if activation is None else {"gelu": F.gelu, "silu": F.silu}[activation](y)
+def _eager(memory_format: torch.memory_format) -> Provider:
+    """torch at its best: cuDNN looks for its fastest algorithm, the activation works in place."""
+
+    def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
+        weight = weight.to(memory_format=memory_format)
+
+        def run(x: Tensor) -> Tensor:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=problem.precision == "tf32"):
+                return activate_(convolve(problem, x, weight, bias), problem.epilogue.activation)
+
+        return Built(run, "eager, cudnn.benchmark")
+
+    return Provider(build, memory_format)
 
 
-def _torch_nchw(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-    return Built(lambda x: _convolve(problem, x, weight, bias), "eager")
+COMPILE_MODE = "max-autotune-no-cudagraphs"
+"""Without graphs of its own, because the timer captures one for every provider."""
 
 
-def _torch_channels_last(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-    weight = weight.to(memory_format=torch.channels_last)
+def _compile(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
+    def run(x: Tensor) -> Tensor:
+        return activate_(convolve(problem, x, weight, bias), problem.epilogue.activation)
+
+    torch._dynamo.reset()  # every problem is compiled for its own shapes
+    return Built(torch.compile(run, fullgraph=True, dynamic=False, mode=COMPILE_MODE), COMPILE_MODE)
+
+
+def _flaggems(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
+    try:
+        module = importlib.import_module("flag_gems.ops.conv2d")
+    except Exception as error:  # it asks for a GPU when imported, and fails in many ways without
+        raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from None
 
     def run(x: Tensor) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            return _convolve(problem, x, weight, bias)
+        y = module.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
+        return activate_(y, problem.epilogue.activation)
 
-    return Built(run, "eager, cudnn.benchmark")
-
-
-def _torch_compile(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-    torch._dynamo.reset()  # every problem is compiled for its own shapes
-    compiled = torch.compile(lambda x: _convolve(problem, x, weight, bias), fullgraph=True, dynamic=False)
-    return Built(compiled, "inductor")
+    return Built(run, f"flag_gems {getattr(importlib.import_module('flag_gems'), '__version__', '')}".strip())
 
 
-def _algorithm(name: str) -> Callable[[ConvProblem, Tensor, Tensor | None], Built]:
+def _algorithm(name: str, memory_format: torch.memory_format = torch.contiguous_format) -> Provider:
     def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-        algorithm = registry.get(name)
-        chosen = plan(problem, devices.of(weight.device), name)
+        try:
+            chosen = plan(problem, devices.of(weight.device), name)
+        except ValueError as error:
+            raise Unavailable(str(error)) from None
+        algorithm = registry.get(chosen.algorithm)
         bank = algorithm.pack(weight, problem, chosen.config)
-        return Built(lambda x: algorithm.launch(problem, chosen.config, x, bank, bias, None), str(chosen.config))
+        config = f"{chosen.algorithm}, {chosen.source}: {chosen.config}"
+        return Built(lambda x: algorithm.launch(problem, chosen.config, x, bank, bias, None), config)
 
-    return build
+    return Provider(build, memory_format)
 
 
 PROVIDERS: dict[str, Provider] = {
-    "torch": Provider(_torch_nchw),
-    "torch_channels_last": Provider(_torch_channels_last, torch.channels_last),
-    "torch_compile": Provider(_torch_compile),
-    **{f"lk_triton_{name}": Provider(_algorithm(name)) for name in registry.ALGORITHMS if name != "torch"},
+    "torch": _eager(torch.contiguous_format),
+    "torch_channels_last": _eager(torch.channels_last),
+    "torch_compile": Provider(_compile),
+    "flaggems": Provider(_flaggems),
+    OURS + "auto": _algorithm("auto"),
+    OURS + "auto_channels_last": _algorithm("auto", torch.channels_last),
+    **{OURS + name: _algorithm(name) for name in registry.ALGORITHMS},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +20,18 @@ from .timing import Timing
 
 FIELDS = (
     "kernel_name", "provider", "n", "c", "h", "w", "kh", "kw", "dtype", "layout",
-    "p20_us", "p50_us", "p80_us", "min_us", "spread", "tflops", "images_per_s", "speedup",
-    "error", "torch_error", "gate", "note",
+    "p20_us", "p50_us", "p80_us", "min_us", "spread", "gb_per_s", "nominal_tflops", "useful_tflops", "images_per_s",
+    "floor_us", "floor_limiter", "floor_ratio", "peer", "speedup", "error", "torch_error", "gate", "note",
     "device", "torch_version", "triton_version", "lk_triton_version", "commit", "config", "timestamp",
 )  # fmt: skip
-"""Columns. ``speedup`` is over the fastest of torch's providers; ``gate`` is ok, failed or empty (did not run)."""
+"""Columns. GB/s: of the bytes that must move. Nominal FLOP: every tap; useful: those that meet a pixel. ``floor_ratio``: time
+over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton. ``gate``: ok, failed, or empty (did not run)."""
+
+NOTE_WIDTH = 60
+"""Characters, in a table."""
+
+WORDS = ("kernel_name", "provider", "peer", "gate", "note")
+"""Columns that stand to the left."""
 
 Row = dict[str, object]
 
@@ -84,6 +91,32 @@ def append(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
+def read(files: Iterable[Path]) -> list[dict[str, str]]:
+    """All rows of some files, in order."""
+    rows: list[dict[str, str]] = []
+    for file in files:
+        with file.open(newline="") as stream:
+            rows += csv.DictReader(stream)
+    return rows
+
+
+def latest(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The last measured row of each provider for each case, dtype and device, in the order of first appearance."""
+    key = ("device", "dtype", "kernel_name", "provider")
+    return list({tuple(row[k] for k in key): row for row in rows if row["useful_tflops"]}.values())
+
+
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
-    """Some columns of the rows; empty cells where there is no figure."""
-    return tabulate([[row.get(c, "") for c in columns] for row in rows], headers=columns, tablefmt="simple", floatfmt=".4g")
+    """Some columns of the rows, without those that are empty in all of them."""
+    columns = [c for c in columns if any(row.get(c, "") != "" for row in rows)]
+    cells = [[cell(row.get(c, "")) for c in columns] for row in rows]
+    sides = ["left" if c in WORDS else "right" for c in columns]
+    widths = [NOTE_WIDTH if c == "note" else None for c in columns]
+    return tabulate(cells, columns, "simple", disable_numparse=True, colalign=sides, maxcolwidths=widths)
+
+
+def cell(value: object) -> str:
+    """Four digits, more where they stand before the point."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")

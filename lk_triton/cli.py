@@ -35,6 +35,7 @@ def build_parser() -> Parser:
     _add_inspect(subparsers.add_parser("inspect", help="compile for a GPU that need not be here, and say what came out"))
     _add_tune(subparsers.add_parser("tune", help="measure a network's layers on this GPU and remember what is fastest"))
     _add_cache(subparsers.add_parser("cache", help="what was measured: where it lies, list it, delete it"))
+    _add_bench(subparsers.add_parser("bench", help="measure layers and networks against their peers, and plot it"))
     return parser
 
 
@@ -113,6 +114,13 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", metavar="A", help="explain for this architecture, such as sm_90, instead of this machine's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=_info)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from .commands.bench import add_arguments, bench
+
+    add_arguments(parser)
+    parser.set_defaults(command=bench)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lk_triton.bench.providers import PROVIDERS
+
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu_check.sh"
+STEPS = ("tests", "layers_n64", "layers_n1", "tune", "network", "grid")
 
 
 def call(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,16 +28,25 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(list(out.iterdir())) <= 8
     summary = (out / "summary.txt").read_text()
-    assert all(f"{step}: ok" in summary for step in ("tests", "conv_n64", "conv_n1", "network"))
+    assert all(f"{step}: ok" in summary for step in STEPS)
     assert "mode: cpu" in (out / "device.txt").read_text()
     assert "'torch_version'" in (out / "device.txt").read_text()
+    assert '"candidates"' in (out / "bench.log").read_text()  # of the dry run
     with (out / "conv.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    cases = {"31b-stage1-n64", "31b-stage4-n64", "31b-stage4-n1", "wide-256x512-n1"}
-    assert {row["kernel_name"] for row in rows} == cases
-    providers = {"torch", "torch_channels_last", "torch_compile", "lk_triton_toeplitz", "lk_triton_direct"}
-    assert {row["provider"] for row in rows} == providers
-    assert all(row["gate"] == "ok" and float(row["p50_us"]) > 0 for row in rows)
+    layers = {"31b-224-stage1-n64", "31b-224-stage4-n64", "31b-224-stage4-n1", "wide-stage1-n1"}
+    grid = {"table1-r16-k3-n64", "slak-51x5-n64"}
+    assert {row["kernel_name"] for row in rows} == layers | grid
+    for row in rows:
+        if row["provider"] == "flaggems":
+            assert not row["gate"]
+            assert "flag_gems" in row["note"]
+        else:
+            assert row["gate"] == "ok"
+            assert float(row["p50_us"]) > 0
+    assert {row["provider"] for row in rows if row["kernel_name"] in layers} == PROVIDERS.keys()
+    few = {"torch", "torch_channels_last", "lk_triton_auto"}
+    assert {row["provider"] for row in rows if row["kernel_name"] in grid} == few
     with (out / "network.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["provider"] for row in rows] == ["published", "fused"] * 2
@@ -44,10 +56,10 @@ def test_rehearsal(tmp_path: Path) -> None:
 def test_failures_are_named_and_do_not_stop_the_next_step(tmp_path: Path) -> None:
     """With a Python that always fails, every step fails, and the exit status says so."""
     result = call("--cpu", str(tmp_path), PYTHON="false", timeout=60)
-    assert result.returncode == 1 + 2 + 4 + 8
+    assert result.returncode == 1 + 2 + 4 + 8 + 16 + 32
     summary = (tmp_path / "summary.txt").read_text()
-    assert summary.count("failed, status 1") == 4
-    assert "exit status 15" in summary
+    assert summary.count("failed, status 1") == len(STEPS)
+    assert "exit status 63" in summary
 
 
 def test_wrong_calls(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The time that no implementation can beat: what must move through DRAM, and the products that must be formed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lk_triton.algorithms.base import activation_bytes
+from lk_triton.device import TABLE, Device
+from lk_triton.problem import ConvProblem
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Microseconds, and which of DRAM and MMA sets them."""
+
+    us: float
+    limiter: str
+
+
+def floor(problem: ConvProblem, device: Device) -> Floor:
+    """The larger of two: compulsory bytes at the device's DRAM bandwidth, useful multiply-adds at its MMA peak."""
+    dram = compulsory_bytes(problem) / (device.dram_gbps * 1e3)
+    mma = 2 * useful_macs(problem) / (mma_tflops(device, problem.dtype, problem.precision) * 1e6)
+    return Floor(dram, "DRAM") if dram >= mma else Floor(mma, "MMA")
+
+
+def compulsory_bytes(problem: ConvProblem) -> int:
+    """x, residual and weight read once, out written once."""
+    return activation_bytes(problem) + problem.c * problem.multiplier * problem.kh * problem.kw * problem.itemsize
+
+
+def useful_macs(problem: ConvProblem) -> int:
+    """Multiply-adds of the taps that meet a pixel, not the padding."""
+    p = problem
+    rows = taps_on_pixels(p.h, p.oh, p.kh, p.stride[0], p.padding[0], p.dilation[0])
+    columns = taps_on_pixels(p.w, p.ow, p.kw, p.stride[1], p.padding[1], p.dilation[1])
+    return p.n * p.c * p.multiplier * rows * columns
+
+
+def taps_on_pixels(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Along one axis: (output, tap) pairs whose pixel exists."""
+    positions = (o * stride - padding + k * dilation for o in range(outputs) for k in range(kernel))
+    return sum(0 <= position < size for position in positions)
+
+
+def mma_tflops(device: Device, dtype: str, precision: str | None = None) -> float:
+    """Peak rate of products in ``dtype``. Those of float32's accuracy: three TF32 products each, or FMA, the faster one."""
+    if dtype != "float32":
+        return device.mma_half_tflops
+    if precision == "tf32":
+        return device.mma_tf32_tflops
+    return device.fp32_tflops if precision == "ieee" else max(device.fp32_tflops, device.mma_tf32_tflops / 3)
+
+
+def facts_of(name: str) -> Device | None:
+    """The facts of a GPU by its marketing name, such as ``NVIDIA H100 80GB HBM3``; None where there are none."""
+    spaced = {device.name: re.sub(r"(?<=[a-z])(?=\d)", "[ -]?", device.name) for device in TABLE.values()}
+    return next((device for device in TABLE.values() if re.search(spaced[device.name] + r"(?!\d)", name.lower())), None)

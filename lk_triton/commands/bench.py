@@ -1,0 +1,34 @@
+"""``lk-triton bench``: the programs in ``bench/`` as subcommands."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..bench import conv, network, plot, readme
+from ..bench.usage import UsageError
+from . import CommandError
+
+PROGRAMS = {
+    "conv": (conv, "depthwise layers against every peer"),
+    "network": (network, "a whole network, fused against published"),
+    "plot": (plot, "a roofline of what bench conv wrote"),
+    "readme": (readme, "rewrite README's table from bench/results"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands of ``lk-triton bench``."""
+    parser.description = "Measures, and shows what was measured. Correctness comes first: a wrong result gets no figure."
+    subparsers = parser.add_subparsers(required=True, metavar="WHAT")
+    for name, (program, text) in PROGRAMS.items():
+        subparser = subparsers.add_parser(name, help=text)
+        program.add_arguments(subparser)
+        subparser.set_defaults(program=program)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Run the chosen program; returns its exit code."""
+    try:
+        return arguments.program.run(arguments)
+    except UsageError as error:
+        raise CommandError(str(error)) from None
