@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from lk_triton.algorithms.base import activation_bytes
-from lk_triton.device import TABLE, Device
+from lk_triton.device import Device
 from lk_triton.problem import ConvProblem
 
 
@@ -51,9 +50,3 @@ def mma_tflops(device: Device, dtype: str, precision: str | None = None) -> floa
     if precision == "tf32":
         return device.mma_tf32_tflops
     return device.fp32_tflops if precision == "ieee" else max(device.fp32_tflops, device.mma_tf32_tflops / 3)
-
-
-def facts_of(name: str) -> Device | None:
-    """The facts of a GPU by its marketing name, such as ``NVIDIA H100 80GB HBM3``; None where there are none."""
-    spaced = {device.name: re.sub(r"(?<=[a-z])(?=\d)", "[ -]?", device.name) for device in TABLE.values()}
-    return next((device for device in TABLE.values() if re.search(spaced[device.name] + r"(?!\d)", name.lower())), None)

@@ -9,11 +9,12 @@ from math import atan2, degrees
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lk_triton import device as devices
 from lk_triton.device import Device
 from lk_triton.problem import ConvProblem
 
 from . import report, usage
-from .floor import compulsory_bytes, facts_of, mma_tflops, useful_macs
+from .floor import compulsory_bytes, mma_tflops, useful_macs
 from .providers import OURS, PROVIDERS
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
     axes.set_xlabel("arithmetic intensity: useful FLOP per byte that must move")
     draw_marks(axes, rows)
     limits(axes, rows)
-    facts = facts_of(rows[0]["device"])
+    facts = devices.named(rows[0]["device"])
     if facts is not None:
         draw_roofs(axes, facts, rows[0]["dtype"])
     name_cases(axes, rows)

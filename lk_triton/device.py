@@ -8,6 +8,7 @@ data sheet elsewhere. L2 and its latency: the class that published microbenchmar
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -127,7 +128,9 @@ def of(device: torch.device) -> Device:
 def _cuda(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     arch = properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
-    nearest = _named(properties.name) or for_arch(arch)
+    nearest = named(properties.name)
+    if nearest is None or nearest.arch != arch:
+        nearest = for_arch(arch)
     scale = properties.multi_processor_count / nearest.sms
     return replace(
         nearest,
@@ -141,7 +144,10 @@ def _cuda(index: int) -> Device:
     )
 
 
-def _named(name: str) -> Device | None:
-    """The table's entry for a device's marketing name, such as ``NVIDIA H100 80GB HBM3``."""
-    words = "".join(name.lower().split())
-    return next((d for d in TABLE.values() if d.name in words), None)
+def named(name: str) -> Device | None:
+    """The table's entry for a device's marketing name, such as ``NVIDIA H100 80GB HBM3``; None where there is none."""
+    for device in TABLE.values():
+        words = re.sub(r"(?<=[a-z])(?=\d)", "[ -]?", device.name)
+        if re.search(rf"\b{words}(?![a-z0-9])", name.lower()):
+            return device
+    return None

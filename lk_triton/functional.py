@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import device as devices
 from . import layout, library
 from .algorithms import registry, torch_
-from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, output_size, same_padding
+from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, output_size, pair, same_padding
 from .recorder import problems_of
 from .tuning import tuner
 from .tuning.plan import Plan, at_least_one_image, plan, refusal
@@ -132,7 +132,7 @@ def check(
     _check_dtypes(x, weight, bias, residual)
     if precision is not None and x.dtype != torch.float32:
         raise ValueError(f"precision={precision!r} is for float32 only, got {x.dtype}: pass precision=None")
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
     kh, kw = weight.shape[2], weight.shape[3]
     if kh == 0 or kw == 0:
         raise ValueError(f"weight has no taps: shape {tuple(weight.shape)}")
@@ -142,7 +142,7 @@ def check(
         same = padding == "same"
         padding = (same_padding(kh, dilation[0]), same_padding(kw, dilation[1])) if same else (0, 0)
     else:
-        padding = _pair("padding", padding, 0)
+        padding = pair("padding", padding, 0)
     oh = output_size(x.shape[2], kh, stride[0], padding[0], dilation[0])
     ow = output_size(x.shape[3], kw, stride[1], padding[1], dilation[1])
     if oh < 1 or ow < 1 or x.shape[2] < 1 or x.shape[3] < 1:
@@ -177,13 +177,6 @@ def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
         raise TypeError(
             f"all tensors must have one dtype outside autocast, got {text}: cast them, or run under torch.autocast"
         )
-
-
-def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
-        raise ValueError(f"{name} must be an int or (h, w) of at least {least}, got {value!r}")
-    return pair[0], pair[1]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from . import reparam
 from .algorithms import onednn, registry
 from .algorithms.torch_ import activate, activate_
 from .functional import dispatch
-from .problem import ACTIVATIONS, ConvProblem, Epilogue, same_padding
+from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, Epilogue, pair, same_padding
 from .tuning.plan import plan
 
 
@@ -60,13 +60,18 @@ class DepthwiseConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         _check_activation(activation)
-        kernel_size, dilation = _pair(kernel_size), _pair(dilation)
+        kernel_size, dilation = pair("kernel_size", kernel_size, 1), pair("dilation", dilation, 1)
+        stride = pair("stride", stride, 1)
+        if precision is not None and precision not in PRECISIONS:
+            raise ValueError(f"precision must be None or one of {', '.join(PRECISIONS)}, got {precision!r}")
         if padding == "same":
             padding = (same_padding(kernel_size[0], dilation[0]), same_padding(kernel_size[1], dilation[1]))
         elif padding == "valid":
             padding = (0, 0)
         elif isinstance(padding, str):
             raise ValueError(f"padding must be 'same', 'valid', an int or (h, w), got {padding!r}")
+        else:
+            padding = pair("padding", padding, 0)
         super().__init__(channels, channels * multiplier, kernel_size, stride, padding, dilation, channels, bias,
                          device=device, dtype=dtype)  # fmt: skip
         self.activation = activation
@@ -129,15 +134,20 @@ class DepthwiseConv2d(nn.Conv2d):
         return 0 if self._prepared is None else self._prepared.bank.nbytes
 
     def _problem(self, shape: Sequence[int]) -> ConvProblem:
+        if len(shape) != 4 or min(shape) < 1:
+            raise ValueError(f"an example shape must be (N, C, H, W), got {tuple(shape)}")
         n, c, h, w = shape
         if c != self.in_channels:
             raise ValueError(f"example shape {tuple(shape)} has {c} channels, this layer has {self.in_channels}")
-        return ConvProblem(
+        problem = ConvProblem(
             n, c, h, w, *cast("tuple[int, int]", self.kernel_size), cast("tuple[int, int]", self.stride), self.padding,
             cast("tuple[int, int]", self.dilation), self.out_channels // self.in_channels,
             str(self.weight.dtype).removeprefix("torch."),
             epilogue=Epilogue(self.bias is not None, self.activation), precision=self.precision,
         )  # fmt: skip
+        if min(problem.out_shape) < 1:
+            raise ValueError(f"example shape {tuple(shape)} is too small: the output would be {problem.out_shape}")
+        return problem
 
     def train(self, mode: bool = True) -> DepthwiseConv2d:
         if mode:
@@ -189,7 +199,7 @@ class ReparamDepthwiseConv2d(nn.Module):
         super().__init__()
         _check_activation(activation)
         self.channels = channels
-        self.kernel_size = _pair(kernel_size)
+        self.kernel_size = pair("kernel_size", kernel_size, 1)
         self.padding = (same_padding(self.kernel_size[0]), same_padding(self.kernel_size[1]))
         self.branches = tuple((int(k), int(d)) for k, d in branches)
         self.activation = activation
@@ -404,10 +414,6 @@ def _with_parameters(module: Any, weight: Tensor, bias: Tensor, old: Tensor) -> 
 def _conv_bn(conv: nn.Conv2d) -> nn.Sequential:
     bn = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
     return nn.Sequential(OrderedDict(conv=conv, bn=bn))
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _check_activation(activation: str | None) -> None:

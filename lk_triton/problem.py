@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ACTIVATIONS = ("relu", "gelu", "silu")
@@ -99,3 +100,15 @@ def same_padding(kernel: int, dilation: int = 1) -> int:
             "pad the input yourself and pass padding='valid', or give the padding as numbers"
         )
     return extent // 2
+
+
+def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """``value`` as (h, w).
+
+    Raises:
+        ValueError: it is neither an int nor two, or one is below ``least``.
+    """
+    both = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(both) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in both):
+        raise ValueError(f"{name} must be an int or (h, w) of at least {least}, got {value!r}")
+    return both[0], both[1]

@@ -74,6 +74,8 @@ class RepLKNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
         if not len(large_kernel_sizes) == len(layers) == len(channels) > 0:
             raise ValueError(
                 "large_kernel_sizes, layers and channels need one entry per stage, got "
@@ -287,8 +289,8 @@ class RepLKNet(nn.Module):
 
     def _depthwise_inputs(self, images: Sequence[int]) -> Iterator[tuple[DepthwiseConv2d, tuple[int, int, int, int]]]:
         """Every depthwise layer with the shape of its input, for images of this shape."""
-        if len(images) != 4 or images[1] != self.in_chans or min(images) < 1:
-            raise ValueError(f"an example shape must be images (N, {self.in_chans}, H, W), got {tuple(images)}")
+        if not isinstance(images, Sequence) or len(images) != 4 or images[1] != self.in_chans or min(images) < 1:
+            raise ValueError(f"an example shape must be images (N, {self.in_chans}, H, W), got {images!r}")
         n, _, h, w = images
         h, w = _halved(h), _halved(w)
         parts: list[nn.Module] = [self.stem]

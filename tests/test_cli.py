@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 import lk_triton
 from lk_triton.cli import main
-from lk_triton.commands import classes, images
+from lk_triton.commands import classes, images, run
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
 
 TINY = ("--model", "replknet_tiny", "--size", "64", "--device", "cpu")
@@ -337,3 +337,15 @@ def test_version_and_module() -> None:
     command = [sys.executable, "-m", "lk_triton.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"lk-triton {lk_triton.__version__}\n"
+
+
+def test_a_difference_that_is_not_finite_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--sample", *TINY, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "largest relative difference is not finite" in run.text({**result, "max_rel_diff": None})
+    assert "largest relative difference is not finite" not in run.text(result)
+
+
+def test_features_are_not_written_over_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--sample", *TINY, "--features", str(tmp_path)]) == 2
+    assert "it is a directory" in capsys.readouterr().err

@@ -11,8 +11,11 @@ from torch import Tensor
 
 import lk_triton
 from lk_triton import depthwise_conv2d, explain
+from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.torch_ import activate
+from lk_triton.functional import explain_problem
+from lk_triton.problem import ConvProblem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALGORITHMS = ("torch", "toeplitz", "direct")
@@ -192,6 +195,19 @@ def test_forced_algorithm_that_cannot_serve(algorithm: str, options: dict[str, A
     with pytest.raises(ValueError, match=f"algorithm='{algorithm}' cannot serve.*{why}.*pass algorithm='auto'"):
         depthwise_conv2d(X, W, algorithm=algorithm, **options)
     assert depthwise_conv2d(X, W, **options).isfinite().all()
+
+
+def test_refusals_name_their_reason() -> None:
+    h100, mi300x = devices.for_arch("h100"), devices.for_arch("mi300x")
+    wide = ConvProblem(1, 8, 16, 512, 3, 301, padding=(1, 150))
+    reasons = explain_problem(wide, h100).algorithms
+    assert "windows of more than 256 columns" in str(reasons["toeplitz"])
+    assert "at most 101 columns" in str(reasons["direct"])
+    tf32 = ConvProblem(1, 8, 16, 16, 7, 7, padding=(3, 3), dtype="float32", precision="tf32")
+    assert "precision tf32 is not offered on gfx942" in str(explain_problem(tf32, mi300x).algorithms["toeplitz"])
+    many = ConvProblem(65536, 1, 32768, 1, 3, 3, padding=(1, 1))
+    assert explain_problem(many, h100).plan.algorithm == "torch"
+    assert all("2^31" in str(explain_problem(many, h100).algorithms[name]) for name in ("toeplitz", "direct"))
 
 
 def test_forced_triton_without_a_gpu(no_interpreter: None) -> None:

@@ -151,6 +151,21 @@ def test_shared_memory_is_bounded_by_the_estimate():
     assert report["loop"]["mma"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["toeplitz", "direct"])
+def test_arguments_of_one_and_wide_kernels_compile(algorithm):
+    """Triton makes an argument of 1 a constant: batch, channels, rows, row vectors, filter rows. And 51 columns."""
+    cases = [
+        ("sm_90", algorithm, fields(1, 1, 8, 1, "float16"), (False, None, False)),
+        ("sm_90", algorithm, fields(1, 1, 1, 3, "float32"), (True, "relu", True)),
+        ("sm_80", algorithm, {**fields(1, 4, 8, 3, "bfloat16"), "h": 1}, (True, "gelu", False)),
+        ("sm_80", algorithm, {**fields(64, 4, 56, 51, "float16"), "kh": 5, "padding": (2, 25)}, (True, None, False)),
+        ("sm_90", algorithm, {**fields(64, 4, 56, 51, "float16"), "kw": 5, "padding": (25, 2)}, (True, None, False)),
+        ("sm_90", algorithm, fields(64, 4, 64, 51, "float16"), (True, "silu", False)),
+    ]
+    assert all(report["spill_bytes"] == 0 for report in compile_all(cases))
+
+
 def test_errors():
     p = ConvProblem(1, 8, 14, 14, 13, 13, padding=(6, 6))
     config = ToeplitzAlgorithm().configs(p, device.TABLE["h100"])[0]

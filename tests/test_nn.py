@@ -281,3 +281,20 @@ def test_channel_affine() -> None:
     assert torch.equal(identity(x), x)
     with pytest.raises(ValueError, match="in training mode"):
         ChannelAffine.from_batch_norm(nn.BatchNorm2d(4))
+
+
+def test_bad_arguments_are_named() -> None:
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"kernel_size": (3,)}, "kernel_size must be an int or"),
+        ({"kernel_size": 3, "precision": "foo"}, "precision must be None or one of"),
+        ({"kernel_size": 3, "stride": 0}, "stride must be an int or"),
+        ({"kernel_size": 3, "padding": True}, "padding must be an int or"),
+    )
+    for arguments, message in cases:
+        with pytest.raises(ValueError, match=message):
+            DepthwiseConv2d(8, **arguments)
+    layer = DepthwiseConv2d(8, 31, padding="valid").eval()
+    shapes = {(8, 8, 8): r"must be \(N, C, H, W\)", (1, 8, 8, 8): "too small", (1, 4, 64, 64): "has 4 channels"}
+    for shape, message in shapes.items():
+        with pytest.raises(ValueError, match=message):
+            layer.prepare(shape)

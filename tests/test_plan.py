@@ -77,7 +77,7 @@ def test_forced_refusals_and_unknown_names() -> None:
 
 def test_old_gpus_and_other_devices() -> None:
     old = devices.for_arch("sm_75")
-    assert "sm_75: tensor cores need sm_80 or newer" in str(refusal(LARGE, old, "toeplitz"))
+    assert "sm_75 has no usable tensor cores: sm_80 or newer" in str(refusal(LARGE, old, "toeplitz"))
     assert plan(LARGE, old).algorithm == "direct"
     for name in ("mps", "xpu", "meta"):
         assert plan(LARGE, devices.of(torch.device(name))).algorithm == "torch"
@@ -126,3 +126,16 @@ def test_facts_of_the_gpu_at_hand() -> None:
     assert (facts.name, facts.sms) == (properties.name, properties.multi_processor_count)
     assert 48 * 1024 <= facts.shared_per_block <= facts.shared_per_sm
     assert facts == devices.of(torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L4", "l4"), ("NVIDIA H200", "h200"), ("NVIDIA L40S", None), ("AMD Instinct MI300X", "mi300x"),
+        ("cpu, 2 threads", None),
+    ],
+)  # fmt: skip
+def test_facts_by_marketing_name(name: str, expected: str | None) -> None:
+    found = devices.named(name)
+    assert (found and found.name) == expected

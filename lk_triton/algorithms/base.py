@@ -113,6 +113,9 @@ class TritonAlgorithm:
             return f"kernel {problem.kh}x{problem.kw} is not odd"
         if max(problem.h * problem.w, problem.oh * problem.ow) >= 2**31:
             return f"a {problem.h}x{problem.w} plane has 2^31 elements or more"
+        lanes = problem.n * problem.oh * -(-problem.ow // 8)
+        if max(lanes, problem.c * lanes // 16) >= 2**31 - 512:
+            return "a channel has 2^31 groups of outputs or more, or there are 2^31 programs: split the batch"
         return None
 
     def kernel_launch(

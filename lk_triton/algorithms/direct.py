@@ -21,6 +21,9 @@ from .base import (
 )
 
 OUTPUTS_PER_LANE = 8
+WIDEST = 101
+"""Widest kernel: its columns are unrolled, so that compile time grows with it (seconds at 101)."""
+
 UNROLLED_TAPS = 49
 """Most taps of a kernel that is unrolled whole, as two rows a lane need; more take too long to compile."""
 
@@ -51,6 +54,8 @@ class DirectAlgorithm(TritonAlgorithm):
         reason = super().supports(problem, device)
         if reason is None and problem.stride != (1, 1) and (problem.stride, problem.kh, problem.kw) != ((2, 2), 3, 3):
             return f"stride {problem.stride} of a {problem.kh}x{problem.kw} kernel: only stride 2 of 3x3 is there yet"
+        if reason is None and problem.kw > WIDEST:
+            return f"the kernel is {problem.kw} wide: at most {WIDEST} columns are unrolled"
         if reason is None and problem.precision not in (None, "ieee"):
             return f"computes in IEEE float32, not in {problem.precision}"
         return reason

@@ -22,6 +22,7 @@ from .base import (
     vector_width,
 )
 from .toeplitz_work import (
+    WINDOWS,
     ToeplitzConfig,
     bank_bytes,
     elements_per_lane,
@@ -58,10 +59,15 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None, or why not."""
         if device.backend == "cuda" and device.capability < 80:
-            return f"GPU {device.name} is {device.arch}: tensor cores need sm_80 or newer"
+            return f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
         if problem.stride != (1, 1):
             return f"stride {problem.stride} is not (1, 1)"
-        return super().supports(problem, device)
+        reason = super().supports(problem, device)
+        if reason is None and not precisions(problem, device):
+            return f"precision {problem.precision} is not offered on {device.arch}, ieee is"
+        if reason is None and window_of(problem, 8) is None:
+            return f"a {problem.kw} wide kernel needs windows of more than {sum(WINDOWS[-1])} columns"
+        return reason
 
     def configs(self, problem: ConvProblem, device: Device) -> list[ToeplitzConfig]:
         """Tiles of 32 to 256 outputs, every way to feed them, as far as registers and shared memory go."""

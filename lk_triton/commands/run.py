@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -216,8 +217,11 @@ def feature_writer(file: str | None) -> Callable[[Outcome], None] | None:
         from safetensors.torch import save_file
     except ImportError:
         raise missing_extra("safetensors", "demo") from None
-    if not Path(file).absolute().parent.is_dir():
-        raise CommandError(f"cannot write {file}: there is no directory {Path(file).absolute().parent}")
+    path = Path(file).absolute()
+    if not path.parent.is_dir():
+        raise CommandError(f"cannot write {file}: there is no directory {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise CommandError(f"cannot write {file}: it is a directory, or writing there is not allowed")
 
     def write(outcome: Outcome) -> None:
         tensors = {name: torch.cat(parts) for name, parts in outcome.maps.items()}
@@ -263,6 +267,7 @@ def text(result: dict[str, Any]) -> str:
     """The report for a terminal."""
     random = result["weights"] == "random"
     weights = result["weights"]
+    difference = "is not finite" if result["max_rel_diff"] is None else f"{result['max_rel_diff']:.2g}"
     if random:
         weights = f"RANDOM (seed {SEED}), so the features mean nothing; pass --checkpoint FILE"
     parts = [
@@ -270,7 +275,7 @@ def text(result: dict[str, Any]) -> str:
         f"{len(result['images'])} image(s)\nweights: {weights}",
         tabulate(result["features"].items(), headers=("output of the fused form", "shape"), tablefmt="simple"),
         f"fused against the float32 {result['form']} form, first {result['batch']} image(s): "
-        f"largest relative difference {result['max_rel_diff'] or 0.0:.2g}",
+        f"largest relative difference {difference}",
         latencies(result),
     ]
     for entry in () if random else result["topk"]:

@@ -21,7 +21,8 @@ from ..algorithms import registry
 from ..algorithms.base import Config
 from ..problem import ConvProblem, Epilogue
 
-KERNELS = Path(__file__).parent.parent / "kernels"
+PACKAGE = Path(__file__).parents[1]
+KERNELS = PACKAGE / "kernels"
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,11 @@ def stale(data: dict[str, Any]) -> bool:
 
 @lru_cache
 def source_hash(algorithm: str) -> str:
-    """Hash of everything that decides what a config of ``algorithm`` runs: kernels/*.py and the algorithm's host file."""
+    """Hash of all that decides what a config of ``algorithm`` runs: kernels, the algorithm's host files, what they share."""
     host = Path(inspect.getfile(type(registry.get(algorithm))))
+    shared = (PACKAGE / "algorithms" / "base.py", PACKAGE / "layout.py")
     digest = hashlib.sha256()
-    for file in (*sorted(KERNELS.glob("*.py")), host):
+    for file in (*sorted(KERNELS.glob("*.py")), *sorted(host.parent.glob(f"{host.stem}*.py")), *shared):
         # read as text: a checkout may have changed the line ends
         digest.update(f"{file.name}\0{file.read_text(encoding='utf-8')}\0".encode())
     return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lk_triton import device as devices
 from lk_triton.bench import conv
 from lk_triton.bench.cases import cases, layer, select, tiny
-from lk_triton.bench.floor import compulsory_bytes, facts_of, floor, mma_tflops, useful_macs
+from lk_triton.bench.floor import compulsory_bytes, floor, mma_tflops, useful_macs
 from lk_triton.problem import ConvProblem
 
 H100 = devices.TABLE["h100"]
@@ -114,15 +114,3 @@ def test_rates_of_float32() -> None:
     assert mma_tflops(H100, "float32", "ieee") == 66.9
     assert mma_tflops(H100, "float32") == pytest.approx(494 / 3)
     assert mma_tflops(devices.TABLE["rtx4090"], "float32") == 82.6  # faster than a third of its TF32
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA GeForce RTX 4090", "rtx4090"),
-        ("NVIDIA L4", "l4"), ("NVIDIA L40S", None), ("AMD Instinct MI300X", "mi300x"), ("cpu, 2 threads", None),
-    ],
-)  # fmt: skip
-def test_facts_by_marketing_name(name: str, expected: str | None) -> None:
-    found = facts_of(name)
-    assert (found and found.name) == expected

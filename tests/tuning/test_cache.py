@@ -61,6 +61,15 @@ def test_the_hash_is_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fresh("direct") != hashes["direct"]
 
 
+def test_the_hash_covers_host_files_and_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    plain = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda file, **options: read.append(file.name) or plain(file, **options))
+    entry.source_hash.__wrapped__("toeplitz")
+    assert {"toeplitz.py", "toeplitz_work.py", "base.py", "layout.py", "epilogue.py"} <= set(read)
+    assert "torch_.py" not in read
+
+
 # Files
 
 
