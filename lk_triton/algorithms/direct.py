@@ -78,14 +78,15 @@ class DirectAlgorithm(TritonAlgorithm):
         rows_of_block = max(config.rows, config.block * config.rows / ceil(problem.ow / OUTPUTS_PER_LANE))
         halo = 1 + (problem.kh - 1) / rows_of_block
         outside = activation_bytes(problem)
+        image = problem.n * problem.c * problem.h * problem.w * size
         instructions = threads / 32 * _instructions(problem, config)
         return roofline(
             device,
             fma=2 * self.issued_macs(problem, config) / (device.fp32_tflops * 1e12) * fullest,
             issue=instructions / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
             smem=threads * input_rows * vectors * vector * size / (device.shared_bytes_per_clock * device.clocks) * fullest,
-            l2=outside * halo / (device.l2_gbps * 1e9) * fullest,
-            dram=outside / (device.dram_gbps * 1e9),
+            l2=(outside + image * (halo - 1)) / (device.l2_gbps * 1e9) * fullest,
+            dram=(outside + problem.c * problem.kh * problem.kw * size) / (device.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: ConvProblem, config: DirectConfig) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from tabulate import tabulate
 
 from ..tuning import cache as tables
+from . import CommandError
 
 
 def cache(arguments: argparse.Namespace) -> int:
@@ -39,7 +40,10 @@ def _list() -> None:
 
 
 def _clear() -> None:
-    removed = tables.clear()
+    try:
+        removed = tables.clear()
+    except OSError as error:
+        raise CommandError(f"cannot clear {tables.directory()}: {error}") from None
     for file in removed:
         print(f"deleted {file}")
     if not removed:

@@ -239,6 +239,9 @@ def _replace(file: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's is for the owner alone; the cache may be shared
         os.replace(temporary, file)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -96,6 +96,9 @@ def test_recorded_and_found_again(folder: Path) -> None:
         assert cache.user_entries(LAYER, replace(H100, name="another")) == ()
         cache.reload()
     text = (folder / "h100.json").read_text()
+    plain = folder.parent / "plain"
+    plain.touch()
+    assert (folder / "h100.json").stat().st_mode == plain.stat().st_mode  # others may read it, as far as the umask says
     assert '"kh": 31' in text
     assert '"activation": "relu"' in text
     assert {p.name for p in folder.iterdir()} == {"h100.json", ".lock"}
