@@ -12,13 +12,13 @@ import torch
 
 from lk_triton import device as devices
 from lk_triton.problem import ConvProblem
+from lk_triton.tuning.accuracy import Gate
+from lk_triton.tuning.timing import Timer, Timing, buffers_for, interleave, timer
 
 from . import report, usage
 from .cases import cases, select, tiny
 from .floor import compulsory_bytes, floor, useful_macs
-from .gate import Gate
 from .providers import OURS, PROVIDERS, Built, Provider, Unavailable
-from .timing import Timer, Timing, buffers_for, interleave, timer
 
 COLUMNS = (
     "provider", "p20_us", "p50_us", "p80_us", "spread", "gb_per_s", "nominal_tflops", "useful_tflops", "floor_ratio",

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from lk_triton.models import RepLKNet, create_model, published_form, randomize_
+from lk_triton.tuning.accuracy import judge
+from lk_triton.tuning.timing import interleave, timer
 
 from . import report, usage
-from .gate import judge
-from .timing import interleave, timer
 
 COLUMNS = ("kernel_name", "provider", "n", "dtype", "p50_us", "spread", "images_per_s", "speedup", "error", "gate", "note")
 GATE_BATCH = 8

@@ -15,8 +15,7 @@ from tabulate import tabulate
 
 import lk_triton
 from lk_triton.device import interpreted
-
-from .timing import Timing
+from lk_triton.tuning.timing import Timing
 
 FIELDS = (
     "kernel_name", "provider", "n", "c", "h", "w", "kh", "kw", "dtype", "layout",

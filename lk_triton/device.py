@@ -1,8 +1,9 @@
 """Device facts: what a plan depends on. Read lazily from the device, or from a table for targets that are not here.
 
 Sources of the table. Rates, SM counts, clocks, shared memory: vendors' data sheets and architecture white papers (dense
-rates, float32 accumulation). DRAM: a device-to-device copy as measured on H100 (3.0 TB/s) and H200 (4.3), 90 % of the
-data sheet elsewhere. L2 and its latency: the class that published microbenchmarks report; not measured by this project.
+rates, float32 accumulation). DRAM: a device-to-device copy as reported for H100 (3.0 TB/s) and H200 (4.3), 90 % of the
+data sheet elsewhere. L2 and its latency: the class that published microbenchmarks report. Nothing here was measured by
+this project.
 """
 
 from __future__ import annotations

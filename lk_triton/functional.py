@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from . import device as devices
-from . import layout, library
+from . import library
 from .algorithms import registry, torch_
 from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, output_size, pair, same_padding
 from .recorder import problems_of
@@ -314,4 +314,4 @@ def tune(
     )
 
 
-__all__ = ["Explanation", "depthwise_conv2d", "explain", "layout", "tune"]
+__all__ = ["Explanation", "depthwise_conv2d", "explain", "tune"]

@@ -21,7 +21,8 @@ LAUNCH_SECONDS = 3e-6
 """From one kernel's end to the next one's start in a stream, kernel prologue included. An assumption, not a measurement."""
 
 MMA_SHARE = 0.8
-"""Share of the MMA peak that a large matrix product reaches: 798 of 989 TFLOP/s, cuBLAS, 8192^3 bfloat16, H100."""
+"""Share of the MMA peak that a large matrix product is reported to reach on an H100 (798 of 989 TFLOP/s, 8192^3
+bfloat16). Not measured by this project."""
 
 ISSUE_SHARE = 0.8
 """Share of the issue slots that a busy SM fills. An assumption, not a measurement."""
@@ -141,6 +142,22 @@ class TritonAlgorithm:
         residual = None if residual is None else layout.with_dense_planes(residual)
         self.kernel_launch(problem, config, x, bank, bias, residual, out).run(x.device)
         return layout.conform(out, problem.layout)
+
+
+def plane_arguments(problem: ConvProblem, x: Tensor, residual: Tensor | None, out: Tensor) -> dict[str, Any]:
+    """Kernel arguments for images of dense planes: tensors, sizes, and strides in vectors of XV (x) and OV (residual, out)."""
+    widest = 16 // problem.itemsize
+    xv = vector_width(widest, [x], problem.w)
+    ov = vector_width(widest, [out, residual], problem.ow)
+    like_out = out if residual is None else residual
+    return {
+        "x": x, "residual": residual, "out": out, "XV": xv, "OV": ov,
+        "N": problem.n, "H": problem.h, "W_v": problem.w // xv, "OH": problem.oh, "OW_v": problem.ow // ov,
+        "stride_xn": x.stride(0) // xv, "stride_xc": x.stride(1) // xv,
+        "stride_rn": like_out.stride(0) // ov, "stride_rc": like_out.stride(1) // ov,
+        "stride_on": out.stride(0) // ov, "stride_oc": out.stride(1) // ov,
+        "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
+    }  # fmt: skip
 
 
 def vector_width(size: int, tensors: Sequence[Tensor | None], pitch: int) -> int:

@@ -16,13 +16,13 @@ from .base import (
     TritonAlgorithm,
     activation_bytes,
     image_vector,
+    plane_arguments,
     roofline,
-    vector_width,
 )
 
 OUTPUTS_PER_LANE = 8
 WIDEST = 101
-"""Widest kernel: its columns are unrolled, so that compile time grows with it (seconds at 101)."""
+"""Widest kernel: its columns are unrolled, so that compile time grows with it (2 to 3 s at 101 on a CPU core, no spills)."""
 
 UNROLLED_TAPS = 49
 """Most taps of a kernel that is unrolled whole, as two rows a lane need; more take too long to compile."""
@@ -44,7 +44,7 @@ class DirectConfig:
 
 
 class DirectAlgorithm(TritonAlgorithm):
-    """Small kernels, stride 2 for 3x3, and true IEEE float32 at any size."""
+    """Small kernels, stride 2 for 3x3, and true IEEE float32, up to 101 columns."""
 
     name = "direct"
     config_type = DirectConfig
@@ -63,7 +63,7 @@ class DirectAlgorithm(TritonAlgorithm):
     def configs(self, problem: ConvProblem, device: Device) -> list[DirectConfig]:
         """One lane per thread; two rows a lane for stride 1 and few enough taps to unroll."""
         rows = [1, 2] if problem.stride == (1, 1) and problem.kh * problem.kw <= UNROLLED_TAPS and problem.oh > 1 else [1]
-        return [DirectConfig(block, block // 32, r) for r in rows for block in (64, 128, 256)]
+        return [DirectConfig(block, block // device.warp_size, r) for r in rows for block in (64, 128, 256)]
 
     def estimate(self, problem: ConvProblem, config: DirectConfig, device: Device) -> Estimate:
         """The slowest resource of the fullest SM (FMA units, issue slots, L1, L2), or DRAM."""
@@ -79,7 +79,7 @@ class DirectAlgorithm(TritonAlgorithm):
         halo = 1 + (problem.kh - 1) / rows_of_block
         outside = activation_bytes(problem)
         image = problem.n * problem.c * problem.h * problem.w * size
-        instructions = threads / 32 * _instructions(problem, config)
+        instructions = threads / device.warp_size * _instructions(problem, config)
         return roofline(
             device,
             fma=2 * self.issued_macs(problem, config) / (device.fp32_tflops * 1e12) * fullest,
@@ -119,24 +119,15 @@ class DirectAlgorithm(TritonAlgorithm):
         """One program per (channel, block of lanes)."""
         from ..kernels.direct import direct_kernel
 
-        widest = min(OUTPUTS_PER_LANE, 16 // problem.itemsize)
-        xv = vector_width(widest, [x], problem.w)
-        ov = vector_width(widest, [out, residual], problem.ow)
-        res = out if residual is None else residual
+        planes = plane_arguments(problem, x, residual, out)
         blocks = _blocks(problem, config)
-        first, vectors = _input_vectors(problem, xv)
-        args = {
-            "x": x, "weight": bank, "bias": bias, "residual": residual, "out": out,
-            "N": problem.n, "H": problem.h, "W_v": problem.w // xv, "OH": problem.oh, "OW_v": problem.ow // ov,
+        first, vectors = _input_vectors(problem, planes["XV"])
+        args = planes | {
+            "weight": bank, "bias": bias, "HAS_BIAS": bias is not None,
             "lanes": ceil(problem.ow / OUTPUTS_PER_LANE), "row_groups": ceil(problem.oh / config.rows), "blocks": blocks,
-            "stride_xn": x.stride(0) // xv, "stride_xc": x.stride(1) // xv,
-            "stride_rn": res.stride(0) // ov, "stride_rc": res.stride(1) // ov,
-            "stride_on": out.stride(0) // ov, "stride_oc": out.stride(1) // ov,
             "pad_h": problem.padding[0], "KH": problem.kh, "KW": problem.kw, "PAD_W": problem.padding[1],
             "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1], "UNROLL": problem.kh if config.rows > 1 else 0,
-            "BLOCK": config.block, "ROWS": config.rows, "FIRST_VECTOR": first, "VECTORS": vectors, "XV": xv, "OV": ov,
-            "HAS_BIAS": bias is not None, "ACTIVATION": problem.epilogue.activation,
-            "HAS_RESIDUAL": residual is not None,
+            "BLOCK": config.block, "ROWS": config.rows, "FIRST_VECTOR": first, "VECTORS": vectors,
         }  # fmt: skip
         return KernelLaunch(direct_kernel, (problem.c * blocks,), args, config.num_warps, config.num_stages)
 

@@ -18,8 +18,8 @@ from .base import (
     TritonAlgorithm,
     activation_bytes,
     image_vector,
+    plane_arguments,
     roofline,
-    vector_width,
 )
 from .toeplitz_work import (
     WINDOWS,
@@ -162,26 +162,16 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         """One program per (channel, column tile, block of tiles)."""
         from ..kernels.toeplitz import toeplitz_kernel
 
-        widest = 16 // problem.itemsize
-        xv = vector_width(widest, [x], problem.w)
-        ov = vector_width(widest, [out, residual], problem.ow)
-        res = out if residual is None else residual
         blocks = tile_blocks(problem, config)
         column_tiles = ceil(problem.ow / config.columns)
-        args = {
-            "x": x, "bank": bank, "bias": bias, "residual": residual, "out": out,
-            "N": problem.n, "H": problem.h, "W_v": problem.w // xv, "OH": problem.oh, "OW_v": problem.ow // ov,
+        args = plane_arguments(problem, x, residual, out) | {
+            "bank": bank, "bias": bias, "HAS_BIAS": bias is not None,
             "groups": ceil(problem.oh / config.rows), "tile_blocks": blocks, "column_tiles": column_tiles,
-            "stride_xn": x.stride(0) // xv, "stride_xc": x.stride(1) // xv,
-            "stride_rn": res.stride(0) // ov, "stride_rc": res.stride(1) // ov,
-            "stride_on": out.stride(0) // ov, "stride_oc": out.stride(1) // ov,
             "pad_h": problem.padding[0], "pad_w": problem.padding[1], "KH": problem.kh,
             "R": config.rows, "WT": config.columns, "D": config.step_rows, "KIN_A": config.window[0],
             "KIN_B": config.window[1], "BM": config.tiles, "SWAP": config.swap,
-            "V": config.vector, "L": row_length(problem.kw, config.vector), "XV": xv, "OV": ov,
-            "MASK_COLUMNS": sum(config.window) > problem.w, "HAS_BIAS": bias is not None,
-            "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
-            "PRECISION": config.precision,
+            "V": config.vector, "L": row_length(problem.kw, config.vector),
+            "MASK_COLUMNS": sum(config.window) > problem.w, "PRECISION": config.precision,
             "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
         }  # fmt: skip
         grid = (problem.c * column_tiles * blocks,)
@@ -230,7 +220,8 @@ def _uses_wgmma(config: ToeplitzConfig, device: Device) -> bool:
 
 
 def _mma_rate(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
-    """FLOP/s of the dots. On sm_90 the older mma.sync, which short operands get, reaches about 60 % of wgmma's rate."""
+    """FLOP/s of the dots. On sm_90 the older mma.sync, which short operands get, is taken to reach 60 % of wgmma's
+    rate: an assumption."""
     if problem.itemsize == 4 and config.precision == "ieee":
         return device.fp32_tflops * 1e12 * MMA_SHARE
     peak = device.mma_half_tflops if problem.itemsize == 2 else device.mma_tf32_tflops
@@ -262,9 +253,9 @@ def _instructions(problem: ConvProblem, config: ToeplitzConfig, device: Device) 
 def _programs_per_sm(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> int:
     """How many programs are resident on one SM."""
     used = registers(problem, config, _uses_wgmma(config, device))
-    by_registers = device.registers_per_sm / (used * 32 * config.num_warps)
-    by_shared = device.shared_per_sm / (shared_bytes(problem, config) + 1024)
-    return max(1, int(min(by_registers, by_shared, 64 / config.num_warps)))
+    by_registers = device.registers_per_sm / (used * device.warp_size * config.num_warps)
+    by_shared = device.shared_per_sm / shared_bytes(problem, config)
+    return max(1, int(min(by_registers, by_shared, device.warps_per_sm / config.num_warps, device.programs_per_sm)))
 
 
 def _power_of_two(value: int) -> int:

@@ -167,7 +167,7 @@ def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
     column_tiles = ceil(problem.ow / config.columns)
     per_channel = problem.c * problem.itemsize
     return Work(
-        macs=problem.c * column_tiles * steps * config.tiles * config.outputs * config.step_k,
+        macs=issued_macs(problem, config),
         steps=problem.c * column_tiles * steps,
         programs=problem.c * column_tiles * tile_blocks(problem, config),
         image_bytes=per_channel * read * image_rows,
@@ -178,7 +178,7 @@ def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
 
 def shared_bytes(problem: ConvProblem, config: ToeplitzConfig) -> int:
     """Shared memory of one program, an upper bound: the pipelined operands, or the accumulators on their way out."""
-    operands = max(config.num_stages, 1) * config.step_k * (config.tiles + config.outputs) * problem.itemsize
+    operands = config.num_stages * config.step_k * (config.tiles + config.outputs) * problem.itemsize
     if config.precision == "tf32x3":
         # the low parts of the bank's values
         operands += config.step_k * config.outputs * problem.itemsize

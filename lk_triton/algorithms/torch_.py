@@ -35,7 +35,7 @@ class TorchAlgorithm:
         return [TorchConfig()]
 
     def estimate(self, problem: ConvProblem, config: TorchConfig, device: Device) -> Estimate:
-        """FMA units at a tenth of their peak (what ATen's depthwise kernels were seen to reach), or DRAM."""
+        """FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM."""
         fma = 2 * problem.nominal_macs / (0.1 * max(device.fp32_tflops, 0.1) * 1e12)
         return roofline(device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
 
@@ -77,8 +77,8 @@ class TorchAlgorithm:
 def convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution alone, differentiable.
 
-    bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last never returns for
-    kernels 31 wide and more (seen with torch 2.11 and 2.14 on a CPU with AVX512-BF16).
+    bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last does not return for
+    kernels 31 wide and more (minutes waited, with torch 2.11 and 2.14 on a CPU with AVX512-BF16).
     """
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         y = convolve(problem, x.float(), weight.float(), None if bias is None else bias.float())

@@ -9,18 +9,16 @@ import shutil
 import sysconfig
 from collections import Counter
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
 
 from .. import device as devices
-from .. import library
 from ..functional import Explanation, explain_problem
 from ..models import create_model
-from ..nn import DepthwiseConv2d
 from ..problem import ConvProblem
+from ..recorder import problems_of
 from . import CommandError, versions
 
 MODEL = "replknet_31b"
@@ -63,21 +61,7 @@ def depthwise_problems() -> Counter[ConvProblem]:
     The network runs on the meta device: nothing is allocated or computed.
     """
     network = create_model(MODEL, device="meta").eval().reparameterize()
-    found: Counter[ConvProblem] = Counter()
-
-    def record(layer: DepthwiseConv2d, inputs: tuple[Tensor]) -> None:
-        stride, dilation = (cast("tuple[int, int]", pair) for pair in (layer.stride, layer.dilation))
-        problem = library.problem_of(
-            inputs[0], layer.weight, layer.bias, None, stride, layer.padding, dilation, layer.activation, layer.precision
-        )
-        found[problem] += 1
-
-    for layer in network.modules():
-        if isinstance(layer, DepthwiseConv2d):
-            layer.register_forward_pre_hook(record)
-    with torch.inference_mode():
-        network(torch.empty(INPUT, device="meta"))
-    return found
+    return problems_of(network, INPUT)
 
 
 def c_compiler() -> str | None:

@@ -19,9 +19,9 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from ..bench.timing import Timing
 from ..log import logger
 from ..models import RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
+from ..tuning.timing import Timing
 from . import CommandError, classes, images, missing_extra, timing, versions
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}

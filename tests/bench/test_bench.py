@@ -15,10 +15,10 @@ from torch import Tensor
 from lk_triton.algorithms import registry
 from lk_triton.bench import conv, network, report
 from lk_triton.bench.cases import layer
-from lk_triton.bench.gate import Gate, draw, eager, judge
 from lk_triton.bench.providers import PROVIDERS, Built, Provider
-from lk_triton.bench.timing import CpuTimer, Timing, buffers_for, calls_for, interleave
 from lk_triton.problem import ConvProblem
+from lk_triton.tuning.accuracy import Gate, draw, eager, judge
+from lk_triton.tuning.timing import CpuTimer, Timing, buffers_for, calls_for, interleave
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
