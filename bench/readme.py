@@ -37,7 +37,7 @@ def section(rows: Sequence[Row]) -> str:
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     head = (
         f"{first['device']}, {first['dtype']}, torch {first['torch_version']}, triton {first['triton_version']}, commit "
-        f"{commits}, `lk-triton bench conv`; medians in microseconds, images outside L2. The floor is the larger of DRAM's and the "
+        f"{commits}, `lk-triton bench conv`; medians in us, images outside L2. The floor is the larger of DRAM's and the "
         "tensor cores'."
     )
     table = tabulate(
