@@ -41,10 +41,10 @@ class Member:
 
 def _members() -> Iterator[Member]:
     """Those that say most come first. The epilogue is what the network has there: Table 1's layers have none."""
-    for image in (224, 384):
+    for image, batches in ((224, (64, 8, 1)), (384, (64, 1))):
         for stage, (c, size, k) in enumerate(STAGES, 1):
             size = size * image // 224
-            yield Member(f"31b-{image}-stage{stage}", c, size, size, k, k, FUSED, (64, 1))
+            yield Member(f"31b-{image}-stage{stage}", c, size, size, k, k, FUSED, batches)
     for stage, (c, size, k) in enumerate(STAGES, 1):  # street scenes, 1024x2048: maps of 256x512 in stage 1
         yield Member(f"wide-stage{stage}", c, 256 * size // 56, 512 * size // 56, k, k, FUSED, (1,))
     for size, k in product(TABLE1_MAPS, TABLE1_KERNELS):

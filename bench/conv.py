@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lk_triton import device as devices
+from lk_triton.algorithms.base import activation_bytes
 from lk_triton.problem import ConvProblem
 from lk_triton.tuning.accuracy import Gate
 from lk_triton.tuning.timing import Timer, Timing, buffers_for, interleave, timer
@@ -61,7 +62,7 @@ def measure(
         try:
             built = provider.build(posed, gate.weight, gate.bias)
             row["config"] = built.config
-            verdict = gate.check(lambda x, b=built, p=provider: b.run(x.contiguous(memory_format=p.memory_format)))
+            verdict = gate.check(lambda x, b=built, p=provider: b.run(x.contiguous(memory_format=p.memory_format), b.bank))
             row |= {"error": f"{verdict.error:.2e}", "torch_error": f"{verdict.torch_error:.2e}"}
             row["gate"] = "ok" if verdict.ok else "failed"
             if verdict.ok:
@@ -87,14 +88,17 @@ def describe(name: str, provider: str, problem: ConvProblem, device: torch.devic
 
 
 def prepared(problem: ConvProblem, device: torch.device, provider: Provider, built: Built) -> Timer:
-    """A timer over rotating inputs; random data in each (zeros would run faster)."""
-    outputs = problem.n * problem.c * problem.oh * problem.ow
-    buffers = buffers_for((problem.n * problem.c * problem.h * problem.w + outputs) * problem.itemsize, device)
+    """A timer over rotating images, outputs and banks: in a network other layers flush L2 between two calls of this one.
+
+    The images are random (zeros would run faster).
+    """
+    buffers = buffers_for(activation_bytes(problem) + built.bank.nbytes, device)
     shape, dtype = (problem.n, problem.c, problem.h, problem.w), getattr(torch, problem.dtype)
-    inputs = [
+    images = [
         torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=provider.memory_format) for _ in range(buffers)
     ]
-    return timer(lambda i: built.run(inputs[i]), buffers, device)
+    banks = [built.bank, *(built.bank.clone() for _ in range(buffers - 1))]
+    return timer(lambda i: built.run(images[i], banks[i]), buffers, device)
 
 
 def add_figures(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.torch_ import activate_, convolve
 from lk_triton.problem import ConvProblem
-from lk_triton.tuning.plan import plan
+from lk_triton.tuning.plan import Plan, plan
 
 OURS = "lk_triton_"
 """How the names of this library's providers begin; the others are its peers."""
@@ -24,9 +26,16 @@ class Unavailable(Exception):
 
 
 class Built(NamedTuple):
-    """A provider ready to run one problem: ``run(x)`` -> y, and the config in words."""
+    """A provider ready to run one problem.
 
-    run: Callable[[Tensor], Tensor]
+    Attributes:
+        run: (x, bank) -> y. The bank is an argument, so that the timer can rotate through copies of it.
+        bank: the weight as ``run`` reads it.
+        config: what runs: for lk_triton's own see ``config_to_json``, for the others in words.
+    """
+
+    run: Callable[[Tensor, Tensor], Tensor]
+    bank: Tensor
     config: str
 
 
@@ -44,13 +53,11 @@ def _eager(memory_format: torch.memory_format) -> Provider:
     """torch at its best: cuDNN looks for its fastest algorithm, the activation works in place."""
 
     def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-        weight = weight.to(memory_format=memory_format)
-
-        def run(x: Tensor) -> Tensor:
+        def run(x: Tensor, weight: Tensor) -> Tensor:
             with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=problem.precision == "tf32"):
                 return activate_(convolve(problem, x, weight, bias), problem.epilogue.activation)
 
-        return Built(run, "eager, cudnn.benchmark")
+        return Built(run, weight.to(memory_format=memory_format), "eager, cudnn.benchmark")
 
     return Provider(build, memory_format)
 
@@ -60,11 +67,11 @@ COMPILE_MODE = "max-autotune-no-cudagraphs"
 
 
 def _compile(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, weight: Tensor) -> Tensor:
         return activate_(convolve(problem, x, weight, bias), problem.epilogue.activation)
 
     torch._dynamo.reset()  # every problem is compiled for its own shapes
-    return Built(torch.compile(run, fullgraph=True, dynamic=False, mode=COMPILE_MODE), COMPILE_MODE)
+    return Built(torch.compile(run, fullgraph=True, dynamic=False, mode=COMPILE_MODE), weight, COMPILE_MODE)
 
 
 def _flaggems(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
@@ -73,11 +80,11 @@ def _flaggems(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Buil
     except Exception as error:  # it asks for a GPU when imported, and fails in many ways without
         raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from None
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, weight: Tensor) -> Tensor:
         y = module.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
         return activate_(y, problem.epilogue.activation)
 
-    return Built(run, f"flag_gems {getattr(importlib.import_module('flag_gems'), '__version__', '')}".strip())
+    return Built(run, weight, f"flag_gems {getattr(importlib.import_module('flag_gems'), '__version__', '')}".strip())
 
 
 def _algorithm(name: str, memory_format: torch.memory_format = torch.contiguous_format) -> Provider:
@@ -87,11 +94,18 @@ def _algorithm(name: str, memory_format: torch.memory_format = torch.contiguous_
         except ValueError as error:
             raise Unavailable(str(error)) from None
         algorithm = registry.get(chosen.algorithm)
-        bank = algorithm.pack(weight, problem, chosen.config)
-        config = f"{chosen.algorithm}, {chosen.source}: {chosen.config}"
-        return Built(lambda x: algorithm.launch(problem, chosen.config, x, bank, bias, None), config)
+
+        def run(x: Tensor, bank: Tensor) -> Tensor:
+            return algorithm.launch(problem, chosen.config, x, bank, bias, None)
+
+        return Built(run, algorithm.pack(weight, problem, chosen.config), config_to_json(chosen))
 
     return Provider(build, memory_format)
+
+
+def config_to_json(chosen: Plan) -> str:
+    """A plan as one JSON object: ``algorithm``, ``source``, and the fields of its ``config``."""
+    return json.dumps(asdict(chosen))
 
 
 PROVIDERS: dict[str, Provider] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +33,8 @@ def test_gate_accepts_torch_and_every_algorithm() -> None:
     gate = Gate(SMALL, CPU)
     for name, provider in PROVIDERS.items():
         if name not in ("torch_compile", "flaggems"):
-            verdict = gate.check(provider.build(SMALL, gate.weight, gate.bias).run)
+            run, bank, _ = provider.build(SMALL, gate.weight, gate.bias)
+            verdict = gate.check(lambda x, run=run, bank=bank: run(x, bank))
             assert verdict.ok, name
             assert 0 < verdict.error <= verdict.allowed < 3e-3
 
@@ -144,18 +146,59 @@ def test_buffers_exceed_l2_and_graphs_time_plausibly() -> None:
     assert all(1 < float(str(row["p50_us"])) < 1e5 for row in rows)
 
 
+def test_images_outputs_and_banks_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the copies together are larger than L2; their number comes from the bytes of one call."""
+    asked: list[int] = []
+    calls: list[tuple[int, int]] = []
+
+    def three(bytes_per_call: int, device: torch.device) -> int:
+        asked.append(bytes_per_call)
+        return 3
+
+    def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
+        bank = torch.stack([weight, weight])
+
+        def run(x: Tensor, bank: Tensor) -> Tensor:
+            calls.append((x.data_ptr(), bank.data_ptr()))
+            return eager(problem, x, bank[0], bias)
+
+        return Built(run, bank, "")
+
+    monkeypatch.setattr(conv, "buffers_for", three)
+    (row,) = conv.measure("small", SMALL, CPU, {"torch": Provider(build)}, 5)
+    assert row["gate"] == "ok"
+    assert asked == [2 * (2 * 2 * 6 * 6 + 2 * 2 * 3 * 3)]
+    images, banks = (len(set(pointers)) for pointers in zip(*calls[1:], strict=True))  # the first call is the gate's
+    assert (images, banks) == (3, 3)
+
+
+def test_torch_compile_compiles_once_for_all_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: real(f, backend=backend, **options))
+    monkeypatch.setattr(conv, "buffers_for", lambda *_: 3)
+    (row,) = conv.measure("small", SMALL, CPU, {"torch_compile": PROVIDERS["torch_compile"]}, 5)
+    assert row["gate"] == "ok"
+    assert len(compiled) == 1
+
+
 # Rows and files
 
 
 def wrong(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-    return Built(lambda x: x * 0, "fast and wrong")
+    return Built(lambda x, bank: x * 0, weight, "fast and wrong")
 
 
 def crashing(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, bank: Tensor) -> Tensor:
         raise RuntimeError("misaligned address\nstack trace")
 
-    return Built(run, "")
+    return Built(run, weight, "")
 
 
 def test_a_wrong_provider_is_named_and_gets_no_figure() -> None:
