@@ -18,7 +18,7 @@ UNMEASURED = ("cost model", "nearest shipped entry")
 """Sources of plans whose problem was not measured on this device."""
 
 _told: set[str] = set()
-"""What has been logged, which is done once."""
+"""What has been warned of, which is done once."""
 
 _tuned: set[tuple[ConvProblem, devices.Device]] = set()
 _tuning = threading.RLock()
@@ -33,27 +33,32 @@ def plan_for_call(problem: ConvProblem, place: torch.device, algorithm: str, ban
     if os.environ.get(VARIABLE) == "1":
         _tune_once(problem, place, device)
         return plan(problem, device, algorithm, bank_format)
-    _tell(device.name, f"no measured plan for {problem} on {device.name}: the cost model chooses. To measure this GPU: "
-          f"lk-triton tune (a network), lk_triton.tune(model, example), or {VARIABLE}=1 (said once)")  # fmt: skip
+    if not devices.interpreted():
+        _warn(device.name, f"no measured plan for {problem} on {device.name}: it comes from the {chosen.source}. To measure: "
+              f"lk-triton tune (a network), lk_triton.tune(model, example), or {VARIABLE}=1 (said once)")  # fmt: skip
     return chosen
 
 
 def _tune_once(problem: ConvProblem, place: torch.device, device: devices.Device) -> None:
-    """Tune, unless that was tried before in this process or may not be done now."""
+    """Tune, unless that was tried before in this process or may not be done now. A failure must not reach the call."""
     with _tuning:
         if (problem, device) in _tuned or problem.n == 0 or cache.user_entries(problem, device):
             return
         # Each rank would time for itself, and choose for itself.
         reason = "this is one rank of a distributed job" if cache.distributed() else tuner.why_not(place)
         if reason is not None:
-            _tell(reason, f"{VARIABLE}=1 does nothing here: {reason}")
+            _warn(reason, f"{VARIABLE}=1 does nothing here: {reason}")
             return
         _tuned.add((problem, device))
         logger.info("%s=1: tuning %s on %s", VARIABLE, problem, device.name)
-        tuner.tune_problems([problem], place)
+        try:
+            tuner.tune_problems([problem], place)
+        except Exception as error:  # out of memory, an unwritable cache, ...
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            logger.warning("tuning %s on %s failed, its plan stays an unmeasured one: %s", problem, device.name, reason)
 
 
-def _tell(key: str, text: str) -> None:
+def _warn(key: str, text: str) -> None:
     if key not in _told:
         _told.add(key)
-        logger.info(text)
+        logger.warning(text)

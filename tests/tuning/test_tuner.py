@@ -414,24 +414,6 @@ def test_the_first_call_does_not_tune(
     assert clock.calls > 3
 
 
-def test_an_untuned_device_is_told_how_to_tune_once(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    install(monkeypatch, clock, FakeConfig(1, 1))
-    with caplog.at_level(logging.INFO, "lk_triton"):
-        for _ in range(3):
-            call()
-    (message,) = (r.message for r in caplog.records)
-    assert "interpreter" in message
-    assert "lk-triton tune" in message
-    caplog.clear()
-    lk_triton.tune([TINY])
-    monkeypatch.setattr(on_call, "_told", set())
-    with caplog.at_level(logging.INFO, "lk_triton"):
-        call()
-    assert not caplog.records
-
-
 @pytest.mark.gpu
 def test_tuning_on_a_gpu() -> None:
     """Every candidate of a real layer compiles and is right; the plan is measured, and near its own estimate's order."""
