@@ -36,6 +36,7 @@ def build_parser() -> Parser:
     _add_tune(subparsers.add_parser("tune", help="measure a network's layers on this GPU and remember what is fastest"))
     _add_cache(subparsers.add_parser("cache", help="what was measured: where it lies, list it, delete it"))
     _add_bench(subparsers.add_parser("bench", help="measure layers and networks against their peers, and plot it"))
+    _add_erf(subparsers.add_parser("erf", help="effective receptive fields: heat maps, area ratios, a report"))
     return parser
 
 
@@ -123,6 +124,29 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=bench)
 
 
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    """The networks of a study and their weights."""
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="ours, timm's, or package.module:function")
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="F", help="weights; MODEL=F with several models")
+    parser.add_argument("--pretrained", action="store_true", help="let timm fetch the weights of its models")
+
+
+def _add_erf(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "How much each pixel contributes to the centre of the last feature map, by the authors' published method. Writes heat "
+        "maps, arrays and report.html; a run that was cut off goes on where it stopped."
+    )
+    _add_models(parser)
+    parser.add_argument("--images", nargs="+", default=[], metavar="DIR", help="directories of images, and image files")
+    parser.add_argument("--sample", action="store_true", help="add the photograph that scikit-image ships")
+    parser.add_argument("--size", type=_positive, default=1024, metavar="N", help="height and width; default: %(default)s")
+    parser.add_argument("--num", type=_positive, default=50, metavar="N", help="images at most; default: %(default)s")
+    parser.add_argument("--out", default="erf", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:0; default: cuda where there is one, else cpu")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.set_defaults(command=_erf)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from .commands.run import run
 
@@ -151,6 +175,12 @@ def _cache(arguments: argparse.Namespace) -> int:
     from .commands.cache import cache
 
     return cache(arguments)
+
+
+def _erf(arguments: argparse.Namespace) -> int:
+    from .commands.erf import erf
+
+    return erf(arguments)
 
 
 def _positive(text: str) -> int:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,3 +91,16 @@ def one_thread() -> Iterator[None]:
 def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors take the torch algorithm, as they do for a user, instead of Triton's interpreter."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; without it the tests that look at pages are skipped, which --forbid-skips does not allow."""
+    from browser import Browser, missing
+
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+    browser = Browser()
+    yield browser
+    browser.close()

@@ -111,6 +111,18 @@ def preprocess(image: Image.Image, size: int, normalization: Normalization) -> T
         image = image.resize((image.width * short // shortest, image.height * short // shortest), bicubic)
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)
         image = image.crop((left, top, left + size, top + size))
+    return normalized(image, normalization)
+
+
+def warped(image: Image.Image, size: int, normalization: Normalization) -> Tensor:
+    """RGB image -> (3, size, size) float32, the whole image resized to a square at any size."""
+    from PIL import Image
+
+    return normalized(image.resize((size, size), Image.Resampling.BICUBIC), normalization)
+
+
+def normalized(image: Image.Image, normalization: Normalization) -> Tensor:
+    """RGB image -> (3, H, W) float32."""
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
     return ((pixels - torch.tensor(normalization.mean)) / torch.tensor(normalization.std)).permute(2, 0, 1)
 

@@ -1,0 +1,164 @@
+"""Networks that a study looks at: ours by name, timm's by name, anybody's as ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..models import create_model, inspect_checkpoint, list_models, randomize_
+from . import CommandError, images, missing_extra
+
+SEED = 0
+RANDOM = "random"
+"""``Backbone.weights`` of an untrained network."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network in eval mode without gradients of its own, how its images are normalized, and where its weights are from."""
+
+    module: nn.Module
+    normalization: images.Normalization
+    weights: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that was asked for and not built yet."""
+
+    name: str
+    checkpoint: str | None = None
+    pretrained: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Whose it is: ours, anybody's (callable) or timm's."""
+        return "ours" if self.name in list_models() else "callable" if ":" in self.name else "timm"
+
+    @property
+    def file_name(self) -> str:
+        """The name as the stem of a file."""
+        return self.name.replace(":", "_").replace("/", "_")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the built network depends on."""
+        file = Path(self.checkpoint).stat() if self.checkpoint else None
+        return {
+            "model": self.name, "checkpoint": self.checkpoint, "pretrained": self.pretrained and self.kind == "timm",
+            "modified": file and file.st_mtime_ns,
+        }  # fmt: skip
+
+    def build(self, size: int, device: torch.device) -> Backbone:
+        """The network, for images of ``size``; without weights it is random, seeded.
+
+        Raises:
+            CommandError: it cannot be built, or its weights cannot be had.
+        """
+        torch.manual_seed(SEED)
+        make = {"ours": self._ours, "callable": self._callable, "timm": self._timm}[self.kind]
+        try:
+            found = make(size)
+        except CommandError:
+            raise
+        except Exception as error:  # foreign constructors and downloads raise almost anything
+            raise CommandError(f"cannot build {self.name}: {str(error) or type(error).__name__}") from error
+        return Backbone(found.module.eval().requires_grad_(False).to(device), found.normalization, found.weights)
+
+    def _ours(self, size: int) -> Backbone:
+        normalization = images.NORMALIZATION.get(self.name, images.IMAGENET)
+        if self.checkpoint is None:
+            return Backbone(randomize_(create_model(self.name), SEED), normalization, RANDOM)
+        form, classes = inspect_checkpoint(self.checkpoint)
+        options: dict[str, Any] = {} if form == "training" else {form: True}
+        model = create_model(self.name, self.checkpoint, num_classes=classes, **options)
+        return Backbone(model, normalization, self.checkpoint)
+
+    def _timm(self, size: int) -> Backbone:
+        import timm
+        from timm.models import get_pretrained_cfg
+
+        known = get_pretrained_cfg(self.name)
+        options: dict[str, Any] = {"img_size": size} if known and known.fixed_input_size else {}
+        model = timm.create_model(self.name, self.pretrained, checkpoint_path=self.checkpoint or "", **options)
+        facts = cast("dict[str, Any]", model.pretrained_cfg)
+        weights = self.checkpoint or (f"timm's {facts['architecture']}.{facts['tag']}" if self.pretrained else RANDOM)
+        return Backbone(model, images.Normalization(facts["mean"], facts["std"]), weights)
+
+    def _callable(self, size: int) -> Backbone:
+        made = _imported(self.name)()
+        if not isinstance(made, nn.Module):
+            raise CommandError(f"{self.name} returns {type(made).__name__}, expected a torch.nn.Module")
+        return Backbone(made, images.IMAGENET, f"as {self.name} returns it")
+
+
+def sources(names: Sequence[str], checkpoints: Sequence[str] = (), pretrained: bool = False) -> list[Source]:
+    """The networks called ``names``; a checkpoint is FILE where there is one network, NAME=FILE where there are more.
+
+    Raises:
+        CommandError: an unknown or repeated name, or a checkpoint that is not there or belongs to none of them.
+    """
+    if len(set(names)) < len(names):
+        raise CommandError(f"each model once, please, got {' '.join(names)}")
+    files = dict(_owner(text, names) for text in checkpoints)
+    found = [Source(name, files.get(name), pretrained) for name in names]
+    for source in found:
+        _check(source)
+    return found
+
+
+def _owner(text: str, names: Sequence[str]) -> tuple[str, str]:
+    name, equals, file = text.partition("=")
+    if equals and name in names:
+        return name, file
+    if len(names) > 1:
+        raise CommandError(f"--checkpoint {text}: say whose it is, such as --checkpoint {names[0]}=FILE")
+    return names[0], text
+
+
+def _check(source: Source) -> None:
+    if source.kind == "callable":
+        _imported(source.name)
+        if source.checkpoint is not None:
+            raise CommandError(f"--checkpoint goes with our networks and timm's: let {source.name} load its weights itself")
+    elif source.kind == "timm":
+        try:
+            import timm
+        except ImportError:
+            raise missing_extra("timm", "timm") from None
+        if not timm.is_model(source.name):
+            raise CommandError(
+                f"unknown model {source.name!r}: expected one of {', '.join(list_models())}, a model of timm's such as "
+                "resnet101, or package.module:function"
+            )
+    if source.checkpoint is not None and not Path(source.checkpoint).is_file():
+        raise CommandError(f"cannot read {source.checkpoint}: there is no such file")
+
+
+def _imported(name: str) -> Any:
+    """The function that ``package.module:function`` names, also from the working directory."""
+    module, _, function = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CommandError(f"cannot import {name}: {error}; expected package.module:function") from None
+    if not callable(found):
+        raise CommandError(f"{name} is {type(found).__name__}, expected a function that returns a torch.nn.Module")
+    return found
+
+
+def random_warning(*names: str) -> str:
+    """What to say of untrained networks."""
+    return (
+        f"{', '.join(names)}: random weights. What an untrained network shows says little about the trained one; "
+        "give --checkpoint FILE, or --pretrained for timm's"
+    )

@@ -1,0 +1,192 @@
+"""``lk-triton erf``: effective receptive fields of networks, as heat maps, numbers and a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from ..models.analysis import erf as study
+from ..models.analysis import pictures, published, report
+from ..models.analysis.erf import Accumulation, Area, Map
+from . import CommandError, backbones, images, output
+from .backbones import Backbone, Source
+from .run import place
+
+
+@dataclass
+class Result:
+    """The field of one network: how its weights came about, its images, its scores (H, W) and its areas by percentage."""
+
+    name: str
+    weights: str
+    num: int
+    scores: Map
+    areas: dict[int, Area]
+
+
+@dataclass
+class Inputs:
+    """The images to take, in order, and the reasons why some could not be used."""
+
+    sample: bool
+    paths: list[Path]
+    num: int
+    size: int
+    skipped: dict[str, None]
+
+    @property
+    def names(self) -> list[str]:
+        """All candidates; those that cannot be read are replaced by later ones."""
+        return (["sample"] if self.sample else []) + [str(path.absolute()) for path in self.paths]
+
+    def tensor(self, name: str, normalization: images.Normalization) -> torch.Tensor:
+        """(1, 3, size, size). Raises Failure where the image cannot be read."""
+        image = images.sample() if name == "sample" else images.load(Path(name))
+        return images.warped(image, self.size, normalization)[None]
+
+
+def erf(arguments: argparse.Namespace) -> int:
+    """Measure, write, print; returns the exit code."""
+    if not arguments.images and not arguments.sample:
+        raise CommandError("nothing to look at: name a directory with --images DIR, or pass --sample")
+    sources = backbones.sources(arguments.models, arguments.checkpoint, arguments.pretrained)
+    device, _ = place(arguments.device, "float32")
+    out = output.folder(arguments.out)
+    inputs = Inputs(arguments.sample, images.find(arguments.images), arguments.num, arguments.size, {})
+    results, failed = [], {}
+    for source in sources:
+        try:
+            results.append(measure(source, inputs, device, out / f"{source.file_name}.npz"))
+        except Exception as error:  # one network's failure must not lose the others' figures
+            failed[source.name] = str(error) or type(error).__name__
+    for reason in (*inputs.skipped, *(f"{name}: {reason}" for name, reason in failed.items())):
+        print(f"lk-triton: skipped {reason}", file=sys.stderr)
+    if results:
+        page = write(results, list(inputs.skipped), failed, arguments.size, out)
+        if arguments.json:
+            print(json.dumps([as_json(result, arguments.size) for result in results], indent=2))
+        else:
+            print(text(results, arguments.size, page))
+    return 1 if inputs.skipped or failed else 0
+
+
+def measure(source: Source, inputs: Inputs, device: torch.device, file: Path) -> Result:
+    """The field of one network over ``inputs.num`` readable images; ``file`` keeps it, and is continued where it fits.
+
+    Raises:
+        CommandError, ValueError: no image can be used, or the network has no feature map for images of this size.
+    """
+    backbone = source.build(inputs.size, device)
+    if backbone.weights == backbones.RANDOM:
+        print(f"lk-triton: warning: {backbones.random_warning(source.name)}", file=sys.stderr)
+    accumulation = resume(file, {**source.identity, "size": inputs.size}, inputs)
+    num = min(inputs.num, len(inputs.names))
+    with output.progress(num, source.name, done=len(accumulation.images)) as bar:
+        for name in inputs.names:
+            if len(accumulation.images) == num:
+                break
+            if name not in accumulation.images and take(name, backbone, accumulation, inputs, device):
+                accumulation.save(file)
+                bar.update()
+    if accumulation.mean is None:
+        raise CommandError("no image could be used")
+    scores = study.scores(accumulation.mean)
+    areas = {percent: study.area(scores, percent) for percent in study.THRESHOLDS}
+    return Result(source.name, backbone.weights, len(accumulation.images), scores, areas)
+
+
+def resume(file: Path, settings: dict[str, Any], inputs: Inputs) -> Accumulation:
+    """What ``file`` holds if it was made with the same settings from images among these, else nothing yet."""
+    try:
+        found = Accumulation.load(file)
+    except FileNotFoundError:
+        return Accumulation(settings)
+    except ValueError as error:
+        print(f"lk-triton: starting over: {error}", file=sys.stderr)
+        return Accumulation(settings)
+    if found.settings == settings and set(found.images) <= set(inputs.names) and len(found.images) <= inputs.num:
+        return found
+    print(f"lk-triton: starting over: {file} was made from other images or with other settings", file=sys.stderr)
+    return Accumulation(settings)
+
+
+def take(name: str, backbone: Backbone, accumulation: Accumulation, inputs: Inputs, device: torch.device) -> bool:
+    """Add one image; False, with the reason kept, where it cannot be read or its gradient is not finite."""
+    try:
+        x = inputs.tensor(name, backbone.normalization).to(device)
+    except images.Failure as failure:
+        inputs.skipped[str(failure)] = None
+        return False
+    contribution = study.contribution(backbone.module, x)
+    try:
+        accumulation.add(name, contribution)
+    except ValueError as error:
+        inputs.skipped[str(error)] = None
+        return False
+    return True
+
+
+def write(results: list[Result], skipped: list[str], failed: dict[str, str], size: int, out: Path) -> Path:
+    """Heat maps, one a network and all side by side, and the report; returns the report's file."""
+    sections = []
+    for result in results:
+        heat_map = pictures.heat_map(result.scores, result.areas)
+        (out / f"{backbones.Source(result.name).file_name}.png").write_bytes(heat_map)
+        caption = f"{result.name}: log10(contribution + 1) of each pixel, and the smallest centred squares that hold so much"
+        rows = [(f"{p} %", f"{a.side} x {a.side}", f"{a.ratio:.1%}") for p, a in result.areas.items()]
+        sections.append(report.Section(
+            result.name, f"Weights: {result.weights}. Images: {result.num}.", [report.Picture(heat_map, caption)],
+            report.Table(("contribution", "square, pixels", "of the image"), rows),
+        ))  # fmt: skip
+    rows = [(result.name, *(f"{area.ratio:.1%}" for area in result.areas.values())) for result in results]
+    light, dark = pictures.two_inks(lambda ink: pictures.side_by_side({r.name: (r.scores, r.areas) for r in results}, ink))
+    (out / "erf.png").write_bytes(pictures.on_white(light))
+    theirs = published.table("erf")
+    sections = [
+        report.Section(
+            "High-contribution area ratio", pictures=[report.Picture(light, "All networks, in the same colours", dark)],
+            table=report.Table(("network", *(f"{p} %" for p in study.THRESHOLDS)), rows), wide=True,
+        ),
+        *sections,
+        report.Section("Published by the authors", f"{theirs.title} ({theirs.source}).",
+                       table=report.Table(theirs.columns, theirs.rows)),
+    ]  # fmt: skip
+    untrained = [result.name for result in results if result.weights == backbones.RANDOM]
+    notes = [backbones.random_warning(*untrained)] if untrained else []
+    notes += [f"Skipped: {reason}" for reason in (*skipped, *(f"{name}: {reason}" for name, reason in failed.items()))]
+    page = report.Report(
+        "Effective receptive fields",
+        f"How much each pixel of {size}x{size} images contributes to the centre of the last feature map, averaged over images. "
+        "The smallest centred square that holds 20, 30, 50 or 99 % of it covers so much of the image:",
+        sections, notes, output.facts(),
+    )  # fmt: skip
+    page.write(out / "report.html")
+    return out / "report.html"
+
+
+def as_json(result: Result, size: int) -> dict[str, Any]:
+    """The documented schema (docs/analysis.md)."""
+    return {
+        "model": result.name, "size": size, "num": result.num,
+        "area_ratio": {str(p): area.ratio for p, area in result.areas.items()},
+        "side": {str(p): area.side for p, area in result.areas.items()},
+    }  # fmt: skip
+
+
+def text(results: list[Result], size: int, page: Path) -> str:
+    """The table for a terminal."""
+    rows = [
+        (r.name, r.weights, r.num, *(f"{a.ratio:.1%} ({a.side})" for a in r.areas.values())) for r in results
+    ]  # fmt: skip
+    headers = ("network", "weights", "images", *(f"{p} %" for p in study.THRESHOLDS))
+    return (
+        f"high-contribution area ratio, and side of the square in pixels, of {size}x{size} images\n\n"
+        f"{tabulate(rows, headers=headers, tablefmt='simple')}\n\nreport: {page}"
+    )
