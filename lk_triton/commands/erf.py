@@ -163,7 +163,7 @@ def write(results: list[Result], skipped: list[str], failed: dict[str, str], siz
     notes += [f"Skipped: {reason}" for reason in (*skipped, *(f"{name}: {reason}" for name, reason in failed.items()))]
     page = report.Report(
         "Effective receptive fields",
-        f"How much each pixel of {size}x{size} images contributes to the centre of the last feature map, averaged over images. "
+        f"How much each pixel of {size}x{size} images counts for the centre of the last feature map, averaged over images. "
         "The smallest centred square that holds 20, 30, 50 or 99 % of it covers so much of the image:",
         sections, notes, output.facts(),
     )  # fmt: skip
