@@ -100,7 +100,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=_positive, default=12, metavar="K", help="candidates a problem; default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates with their estimates; needs no GPU")
     parser.add_argument("--arch", metavar="A", help="with --dry-run: for this architecture or GPU, such as sm_90 or h200")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print JSON objects, one a line, as results come")
     parser.set_defaults(command=_tune)
 
 

@@ -1,4 +1,8 @@
-"""``lk-triton tune``: measure the depthwise layers of a network, or list what would be measured."""
+"""``lk-triton tune``: measure the depthwise layers of a network, or list what would be measured.
+
+With --json every line on stdout is one object with a ``type``, printed as soon as it is known: ``device`` first, then one
+``result``, ``error`` or ``candidates`` a problem, ``summary`` last.
+"""
 
 from __future__ import annotations
 
@@ -58,21 +62,47 @@ def _measure(arguments: argparse.Namespace) -> int:
     if reason is not None:
         raise CommandError(f"{reason}; --dry-run lists the candidates without one")
 
-    def progress(done: int, total: int, result: tuner.Result) -> None:
-        us = "nothing measured" if result.microseconds is None else f"{result.plan.algorithm}, {result.microseconds:.1f} us"
-        print(f"{done}/{total} {result.problem}: {us}", file=sys.stderr, flush=True)
-
-    asked = problems(arguments.model, arguments.batch, arguments.size, arguments.dtype)
-    results = tune_problems(asked, device=place, top_k=arguments.top, progress=progress)
     device = devices.of(place)
     file = cache.directory() / cache.file_name(device.name)
+    asked = problems(arguments.model, arguments.batch, arguments.size, arguments.dtype)
     if arguments.json:
-        report = {"device": device.name, "file": str(file), "versions": versions(), "results": [_json(r) for r in results]}
-        print(json.dumps(report))
+        _print_line(_header(device, asked) | {"file": str(file)})
+    results: list[tuner.Result] = []
+    errors: dict[ConvProblem, str] = {}
+    for number, problem in enumerate(asked, 1):
+        try:
+            (result,) = tune_problems([problem], device=place, top_k=arguments.top)
+        except Exception as error:  # such as out of memory: what the other problems find must not be lost
+            errors[problem] = said = f"{type(error).__name__}: {error}".splitlines()[0]
+            line = {"type": "error", "problem": problem_to_json(problem), "error": said}
+        else:
+            results.append(result)
+            us = result.microseconds
+            said = "nothing measured" if us is None else f"{result.plan.algorithm}, {us:.1f} us"
+            line = _json(result)
+        print(f"{number}/{len(asked)} {problem}: {said}", file=sys.stderr, flush=True)
+        if arguments.json:
+            _print_line(line)
+    measured = sum(result.microseconds is not None for result in results)
+    failed = len(errors) + sum(bool(result.trials) and result.microseconds is None for result in results)
+    if arguments.json:
+        _print_line(_summary(asked, measured, failed))
     else:
-        print(_table(results))
-        print(f"\nsaved in {file}")
-    return int(any(result.trials and result.microseconds is None for result in results))
+        print(_table(results, errors))
+        print(f"\nsaved in {file}" if measured else "\nnothing to save")
+    return int(failed > 0)
+
+
+def _header(device: devices.Device, asked: list[ConvProblem]) -> dict[str, Any]:
+    return {"type": "device", "device": device.name, "arch": device.arch, "versions": versions(), "problems": len(asked)}
+
+
+def _summary(asked: list[ConvProblem], measured: int, failed: int) -> dict[str, Any]:
+    return {"type": "summary", "problems": len(asked), "measured": measured, "failed": failed}
+
+
+def _print_line(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
 
 
 def _place(name: str | None) -> torch.device:
@@ -87,17 +117,18 @@ def _place(name: str | None) -> torch.device:
 
 def _dry_run(arguments: argparse.Namespace) -> int:
     device = _estimated_device(arguments)
-    listed = [
-        (problem, tuner.candidates(problem, device, arguments.top))
-        for problem in problems(arguments.model, arguments.batch, arguments.size, arguments.dtype)
-    ]
+    asked = problems(arguments.model, arguments.batch, arguments.size, arguments.dtype)
     if arguments.json:
-        found = [{"problem": problem_to_json(p), "candidates": [asdict(c) for c in candidates]} for p, candidates in listed]
-        print(json.dumps({"device": device.name, "arch": device.arch, "versions": versions(), "problems": found}))
+        _print_line(_header(device, asked))
+        for problem in asked:
+            found = [asdict(candidate) for candidate in tuner.candidates(problem, device, arguments.top)]
+            _print_line({"type": "candidates", "problem": problem_to_json(problem), "candidates": found})
+        _print_line(_summary(asked, 0, 0))
         return 0
     print(f"candidates for {device.name} ({device.arch}); estimates come from the cost model, nothing was measured")
-    for problem, candidates in listed:
-        rows = [(c.algorithm, words(c.config), c.estimate_us, c.limiter) for c in candidates]
+    for problem in asked:
+        found = tuner.candidates(problem, device, arguments.top)
+        rows = [(c.algorithm, words(c.config), c.estimate_us, c.limiter) for c in found]
         print(f"\n{problem}")
         print(tabulate(rows, headers=("algorithm", "config", "estimate us", "limiter"), tablefmt="simple", floatfmt=".1f"))
     return 0
@@ -113,13 +144,14 @@ def _estimated_device(arguments: argparse.Namespace) -> devices.Device:
         raise CommandError(str(error)) from None
 
 
-def _table(results: list[tuner.Result]) -> str:
+def _table(results: list[tuner.Result], errors: dict[ConvProblem, str]) -> str:
     headers = ("problem", "algorithm", "config", "us", "estimate us", "tried", "rejected")
     rows = [
         (r.problem, r.plan.algorithm, words(r.plan.config), r.microseconds, r.estimate_us, len(r.trials), len(r.rejected))
         for r in results
     ]
     reasons = [f"{t.candidate.algorithm} {words(t.candidate.config)}: {t.rejected}" for r in results for t in r.rejected]
+    reasons += [f"{problem}: {error}" for problem, error in errors.items()]
     return "\n".join((tabulate(rows, headers=headers, tablefmt="simple", floatfmt=".1f"), *reasons))
 
 
@@ -129,6 +161,7 @@ def _json(result: tuner.Result) -> dict[str, Any]:
         for t in result.trials
     ]
     return {
-        "problem": problem_to_json(result.problem), "algorithm": result.plan.algorithm, "config": asdict(result.plan.config),
+        "type": "result", "problem": problem_to_json(result.problem),
+        "algorithm": result.plan.algorithm, "config": asdict(result.plan.config),
         "microseconds": result.microseconds, "estimate_us": result.estimate_us, "trials": trials,
     }  # fmt: skip

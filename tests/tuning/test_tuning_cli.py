@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import H100, LAYER, SMALL, Clock, edit, entry_of
 
 from lk_triton.algorithms import registry
 from lk_triton.cli import main
 from lk_triton.commands import tune
-from lk_triton.tuning import cache, timing
+from lk_triton.problem import ConvProblem
+from lk_triton.tuning import cache, timing, tuner
 
 DRY = ("tune", "--dry-run", "--batch", "64", "--size", "224")
 TINY = replace(SMALL, c=1)
@@ -32,9 +34,12 @@ def test_a_dry_run_lists_candidates(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a GPU and an architecture it is for an H100."""
     assert main([*DRY, "--dtype", "fp16", "bf16", "--batch", "1", "64", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["device"], report["arch"]) == ("h100", "sm_90")
-    large = [p for p in report["problems"] if p["problem"]["kh"] > 3]
+    header, *listed, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (header["type"], header["device"], header["arch"]) == ("device", "h100", "sm_90")
+    assert {line["type"] for line in listed} == {"candidates"}
+    assert summary == {"type": "summary", "problems": len(listed), "measured": 0, "failed": 0}
+    assert header["problems"] == len(listed)
+    large = [line for line in listed if line["problem"]["kh"] > 3]
     assert len(large) == 4 * 2 * 2
     for posed in large:
         estimates = [c["estimate_us"] for c in posed["candidates"]]
@@ -98,10 +103,12 @@ def test_measuring(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert "RuntimeError: out of resource: shared memory" in out
     assert f"saved in {folder / 'interpreter.json'}" in out
     assert main(["tune", "--top", "4", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["file"] == str(folder / "interpreter.json")
-    (result,) = report["results"]
-    assert (result["algorithm"], result["microseconds"]) == ("direct", pytest.approx(2.5))
+    header, result, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert set(header) == {"type", "device", "arch", "versions", "problems", "file"}
+    assert header["file"] == str(folder / "interpreter.json")
+    assert set(result) == {"type", "problem", "algorithm", "config", "microseconds", "estimate_us", "trials"}
+    assert (result["type"], result["algorithm"], result["microseconds"]) == ("result", "direct", pytest.approx(2.5))
+    assert summary == {"type": "summary", "problems": 1, "measured": 1, "failed": 0}
     assert {t["algorithm"] for t in result["trials"] if t["rejected"]} == {"toeplitz"}
 
 
@@ -110,6 +117,34 @@ def test_nothing_measured_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(registry.get("direct"), "launch", registry.get("toeplitz").launch)
     assert main(["tune", "--top", "2"]) == 1
     assert "nothing measured" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_a_problem_that_fails_does_not_lose_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """Every line is out before the next problem is measured, so that a run that is killed keeps what it found."""
+    monkeypatch.setattr(tune, "problems", lambda *_: [replace(TINY, n=64), TINY, replace(TINY, n=65)])
+    real, seen = tune.tune_problems, []
+
+    def failing(asked: list[ConvProblem], **options: object) -> list[tuner.Result]:
+        seen.append([json.loads(line)["type"] for line in capsys.readouterr().out.splitlines()])
+        if asked != [TINY]:
+            raise torch.OutOfMemoryError("Tried to allocate 2 GiB.\nGPU 0 has ...")
+        return real(asked, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tune, "tune_problems", failing)
+    assert main(["tune", "--top", "4", "--json"]) == 1
+    assert seen == [["device"], ["error"], ["result"]]
+    error, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (error["type"], error["problem"]["n"]) == ("error", 65)
+    assert error["error"] == "OutOfMemoryError: Tried to allocate 2 GiB."
+    assert summary == {"type": "summary", "problems": 3, "measured": 1, "failed": 2}
+    assert main(["tune", "--top", "4"]) == 1
+    out, err = capsys.readouterr()
+    assert "float16: OutOfMemoryError: Tried to allocate 2 GiB." in out
+    assert "3/3 (65, 1, 6, 6) 5x5 float16: OutOfMemoryError" in err
+    assert f"saved in {folder / 'interpreter.json'}" in out
 
 
 def test_the_cache_command(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
