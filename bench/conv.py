@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from lk_triton import device as devices
 from lk_triton.algorithms.base import activation_bytes
 from lk_triton.problem import ConvProblem
 from lk_triton.tuning.accuracy import Gate
+from lk_triton.tuning.entry import problem_to_json
 from lk_triton.tuning.timing import Timer, Timing, buffers_for, interleave, timer
 
 from . import report, usage
@@ -81,6 +83,7 @@ def describe(name: str, provider: str, problem: ConvProblem, device: torch.devic
     """The columns that say what was asked of whom, and what it takes at least where the device's facts are known."""
     fields = ("n", "c", "h", "w", "kh", "kw", "dtype", "layout")
     row: report.Row = {"kernel_name": name, "provider": provider, **{f: getattr(problem, f) for f in fields}}
+    row["problem"] = json.dumps(problem_to_json(problem))
     if device.type == "cuda":
         least = floor(problem, devices.of(device))
         row |= {"floor_us": report.short(least.us), "floor_limiter": least.limiter}

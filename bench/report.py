@@ -21,15 +21,16 @@ FIELDS = (
     "kernel_name", "provider", "n", "c", "h", "w", "kh", "kw", "dtype", "layout",
     "p20_us", "p50_us", "p80_us", "min_us", "spread", "gb_per_s", "nominal_tflops", "useful_tflops", "images_per_s",
     "floor_us", "floor_limiter", "floor_ratio", "peer", "speedup", "error", "torch_error", "gate", "note",
-    "device", "torch_version", "triton_version", "lk_triton_version", "commit", "config", "timestamp",
+    "device", "sms", "torch_version", "triton_version", "lk_triton_version", "commit", "config", "problem", "timestamp",
 )  # fmt: skip
 """Columns. GB/s: of the bytes that must move. Nominal FLOP: every tap; useful: those that meet a pixel. ``floor_ratio``: time
-over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton. ``gate``: ok, failed, or empty (did not run)."""
+over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton. ``gate``: ok, failed, or empty (did not run).
+``sms``: the GPU's number of them. ``problem``: all its fields as JSON."""
 
 NOTE_WIDTH = 60
 """Characters, in a table."""
 
-WORDS = ("kernel_name", "provider", "peer", "gate", "note")
+WORDS = ("kernel_name", "provider", "peer", "gate", "note", "device", "dtype", "algorithm", "limiter", "worst_case")
 """Columns that stand to the left."""
 
 Row = dict[str, object]
@@ -37,7 +38,12 @@ Row = dict[str, object]
 
 def facts(device: torch.device) -> Row:
     """What every figure must name: device, versions, commit, time."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    sms: Row = {}
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        sms["sms"] = torch.cuda.get_device_properties(device).multi_processor_count
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads"
     if interpreted():
         name += ", Triton interpreted"
     try:
@@ -46,6 +52,7 @@ def facts(device: torch.device) -> Row:
         triton = "none"
     return {
         "device": name,
+        **sms,
         "torch_version": torch.__version__,
         "triton_version": triton,
         "lk_triton_version": lk_triton.__version__,

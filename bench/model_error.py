@@ -1,0 +1,133 @@
+"""How far the cost model is from the clock: measured over estimated time of the very configs that ran, by algorithm."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import log
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lk_triton import device as devices
+from lk_triton.algorithms import registry
+from lk_triton.tuning.entry import problem_from_json
+
+from . import report, usage
+from .providers import OURS
+
+Row = Mapping[str, str]
+CASE_COLUMNS = ("device", "kernel_name", "dtype", "algorithm", "measured_us", "estimate_us", "ratio", "limiter")
+ALGORITHM_COLUMNS = ("device", "algorithm", "configs", "median_ratio", "worst_ratio", "worst_case")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A config that was measured: the median in microseconds, and what the cost model of this version says of it."""
+
+    device: str
+    kernel_name: str
+    dtype: str
+    algorithm: str
+    config: dict[str, Any]
+    measured_us: float
+    estimate_us: float
+    limiter: str
+    ratio: float
+
+
+def compare(row: Row) -> Comparison:
+    """The estimate for what a row of ``bench conv`` ran.
+
+    Raises:
+        ValueError: it cannot be compared; the text says why.
+    """
+    device = devices.named(row["device"])
+    if device is None:
+        raise ValueError(f"no device facts of {row['device']}")
+    try:
+        problem, ran = problem_from_json(json.loads(row["problem"])), json.loads(row["config"])
+        algorithm, sms = registry.get(ran["algorithm"]), int(row["sms"])
+        if ran["config"].keys() != {field.name for field in fields(algorithm.config_type)}:
+            raise ValueError
+        config = algorithm.config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in ran["config"].items()})
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("written by another version") from None
+    if sms != device.sms:
+        raise ValueError(f"{sms} SMs, but the facts are of {device.name} with {device.sms}")
+    if problem.layout == "channels_last" and algorithm.name != "torch":
+        raise ValueError("channels_last: the conversions are measured, but not in the estimate")
+    seconds, limiter = algorithm.estimate(problem, config, device)
+    measured, estimate = float(row["p50_us"]), seconds * 1e6
+    return Comparison(
+        row["device"], row["kernel_name"], row["dtype"], algorithm.name, ran["config"],
+        measured, report.short(estimate), limiter, report.short(measured / estimate),
+    )  # fmt: skip
+
+
+def compare_all(rows: Sequence[Row]) -> tuple[list[Comparison], dict[str, int]]:
+    """Each config once, though ``auto`` may have run what a forced algorithm ran; and how many rows were left out, and why."""
+    found: dict[tuple[str, ...], Comparison] = {}
+    skipped: Counter[str] = Counter()
+    for row in report.latest(rows):
+        if row["provider"].startswith(OURS):
+            try:
+                c = compare(row)
+                found[c.device, row["problem"], c.algorithm, str(c.config)] = c
+            except ValueError as reason:
+                skipped[str(reason)] += 1
+    return list(found.values()), dict(skipped)
+
+
+def by_algorithm(comparisons: Sequence[Comparison]) -> list[report.Row]:
+    """Median and worst ratio of each device and algorithm; the worst is farthest from 1, as a factor."""
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault((comparison.device, comparison.algorithm), []).append(comparison)
+    rows: list[report.Row] = []
+    for (device, algorithm), group in groups.items():
+        worst = max(group, key=lambda c: abs(log(c.ratio)))
+        middle = report.short(median(c.ratio for c in group))
+        values = (device, algorithm, len(group), middle, worst.ratio, worst.kernel_name)
+        rows.append(dict(zip(ALGORITHM_COLUMNS, values, strict=True)))
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``run``."""
+    parser.description = __doc__
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="what bench conv wrote on a GPU")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare and print."""
+    try:
+        comparisons, skipped = compare_all(report.read(options.files))
+    except OSError as error:
+        raise usage.UsageError(f"{error.filename}: {error.strerror}") from None
+    if not comparisons:
+        reasons = "; ".join(skipped) or f"no measured row of a provider {OURS}*"
+        raise usage.UsageError(f"nothing to compare: {reasons}")
+    cases, algorithms = [asdict(c) for c in comparisons], by_algorithm(comparisons)
+    if options.json:
+        print(json.dumps({"cases": cases, "algorithms": algorithms, "skipped": skipped}))
+        return 0
+    print("ratio: measured over estimated time; above 1 the GPU was slower than the cost model says\n")
+    print(report.table(cases, CASE_COLUMNS))
+    print(f"\n{report.table(algorithms, ALGORITHM_COLUMNS)}")
+    for reason, count in skipped.items():
+        print(f"left out: {count} rows: {reason}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lk_triton.bench.model_error``."""
+    return usage.main("model_error", add_arguments, run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
