@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lk_triton.bench.cases import cases, select
 from lk_triton.bench.providers import PROVIDERS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu_check.sh"
-STEPS = ("tests", "layers_n64", "layers_n1", "tune", "network", "grid")
+STEPS = ("tests", "layers_n64", "layers_n1", "tune", "network", "grid_compiled", "grid")
 
 
 def call(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -35,8 +38,8 @@ def test_rehearsal(tmp_path: Path) -> None:
     with (out / "conv.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     layers = {"31b-224-stage1-n64", "31b-224-stage4-n64", "31b-224-stage4-n1", "wide-stage1-n1"}
-    grid = {"table1-r16-k3-n64", "slak-51x5-n64"}
-    assert {row["kernel_name"] for row in rows} == layers | grid
+    grid, compiled = {"table1-r16-k3-n64", "slak-51x5-n64"}, {"table1-r16-k7-n64"}
+    assert {row["kernel_name"] for row in rows} == layers | grid | compiled
     for row in rows:
         if row["provider"] == "flaggems":
             assert not row["gate"]
@@ -47,10 +50,29 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert {row["provider"] for row in rows if row["kernel_name"] in layers} == PROVIDERS.keys()
     few = {"torch", "torch_channels_last", "lk_triton_auto"}
     assert {row["provider"] for row in rows if row["kernel_name"] in grid} == few
+    assert {row["provider"] for row in rows if row["kernel_name"] in compiled} == few | {"torch_compile"}
     with (out / "network.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["provider"] for row in rows] == ["published", "fused"] * 2
     assert all(row["gate"] == "ok" and float(row["images_per_s"]) > 0 for row in rows)
+
+
+def patterns(variable: str) -> list[str]:
+    """The cases that the script names for a GPU."""
+    found = re.search(rf"^{variable}=\((.*)\)$", SCRIPT.read_text(), re.MULTILINE)
+    assert found is not None
+    return shlex.split(found[1])
+
+
+def test_the_compiled_part_of_the_grid() -> None:
+    expected = {f"table1-r{r}-k{k}-n64" for r in (16, 32, 64) for k in (3, 7, 13, 31)}
+    assert select(cases(), patterns("compiled")).keys() == expected | {f"convnext-stage{i}-n64" for i in (1, 2, 3, 4)}
+
+
+def test_the_grid_is_everything_and_what_was_compiled_comes_last() -> None:
+    grid, compiled = (list(select(cases(), patterns(variable))) for variable in ("grid", "compiled"))
+    assert set(grid) == cases().keys()
+    assert set(grid[-len(compiled) :]) == set(compiled)
 
 
 def test_failures_are_named_and_do_not_stop_the_next_step(tmp_path: Path) -> None:
