@@ -20,14 +20,11 @@ from torch import Tensor
 from . import device as devices
 from . import layout
 from .algorithms import registry
-from .algorithms.base import Config, KernelLaunch, TritonAlgorithm
+from .algorithms.base import Config, KernelLaunch, TritonAlgorithm, dense_layout
 from .device import Device
 from .disassembly import AMDGCN, SASS, Mix, main_loop, mix
 from .problem import ConvProblem
 from .tuning.tuner import Candidate
-
-TENSOR_COLUMNS = 512
-"""Columns of tensor memory of one SM (sm_100)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Report:
         shared = self.shared_bytes + (1024 if device.backend == "cuda" else 0)
         limits = [warps // self.num_warps, device.programs_per_sm]
         limits += [device.shared_per_sm // shared] if shared else []
-        limits += [TENSOR_COLUMNS // self.tensor_columns] if self.tensor_columns else []
+        limits += [device.tensor_columns // self.tensor_columns] if self.tensor_columns else []
         return min(limits)
 
 
@@ -125,8 +122,9 @@ def meta_launch(problem: ConvProblem, name: str, config: Config) -> KernelLaunch
     def meta(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    x = layout.empty((problem.n, problem.c, problem.h, problem.w), problem.layout, meta())
-    out = layout.empty(problem.out_shape, problem.layout, x)
+    dense = dense_layout(problem)
+    x = layout.empty((problem.n, problem.c, problem.h, problem.w), dense, meta())
+    out = layout.empty(problem.out_shape, dense, x)
     bias = meta(problem.c) if problem.epilogue.bias else None
     # offline, only shapes, strides and dtypes matter: the weight stands in for the bank
     bank = meta(problem.c * problem.multiplier, 1, problem.kh, problem.kw)

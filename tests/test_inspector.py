@@ -1,4 +1,4 @@
-"""Kernels compiled for sm_80 and sm_90 without a GPU: tensor cores, load widths, spills, shared memory, occupancy.
+"""Kernels compiled for four architectures without a GPU: tensor cores, load widths, spills, shared memory, occupancy.
 
 The suite interprets kernels, so they are compiled in a process of its own where TRITON_INTERPRET is unset.
 """
@@ -10,13 +10,16 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from random import Random
 
 import pytest
+from torch import Tensor
 
 from lk_triton import device, disassembly, inspector
+from lk_triton.algorithms import registry
 from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
-from lk_triton.algorithms.toeplitz_work import shared_bytes
+from lk_triton.algorithms.toeplitz_work import dot_of, shared_bytes
 from lk_triton.problem import ConvProblem, Epilogue
 from lk_triton.tuning.plan import plan
 
@@ -80,7 +83,7 @@ def test_layers_of_31b(arch, dtype):
         assert synchronous == ({2} if image_bytes == 2 else set()), "only 7 wide maps are too narrow for asynchronous loads"
         problem = ConvProblem(**p, epilogue=Epilogue(*epilogue))
         target = device.for_arch(arch)
-        assert report["shared_bytes"] <= shared_bytes(problem, plan(problem, target, "toeplitz").config)
+        assert report["shared_bytes"] <= shared_bytes(problem, plan(problem, target, "toeplitz").config, target)
         assert report["shared_bytes"] <= target.shared_per_block
 
 
@@ -121,21 +124,30 @@ def draw(arch: str, count: int) -> list[tuple]:
     return found
 
 
+MATRIX = {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05": "UTCHMMA", "mfma": "v_mfma", "fma": ""}
+"""What a dot's kind is called in the code."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_a_sample_of_legal_configs(arch):
-    """A dozen legal configs, not only the best ones: half types do not spill, and shared memory keeps to its bound.
+@pytest.mark.parametrize(("arch", "count"), [("sm_80", 12), ("sm_90", 12), ("sm_100", 6), ("gfx942", 6)])
+def test_a_sample_of_legal_configs(arch, count):
+    """Legal configs, not only the best ones: half types do not spill, shared memory keeps to its bound, tensor memory is what
+    the model says, and so is what multiplies.
 
     A sample, not a proof: a few of the many thousand legal pairs of problem and config. float32 may spill: its smallest tile
     because it is served at any window, others by a register or two that ptxas gives up for one more program on an SM (seen
     at 80 registers with eight warps).
     """
-    cases = draw(arch, 12)
+    cases = draw(arch, count)
     target = device.for_arch(arch)
     for (_, _, p, epilogue, number), report in zip(cases, compile_all(cases), strict=True):
         problem = ConvProblem(**p, epilogue=Epilogue(*epilogue))
         config = ToeplitzAlgorithm().configs(problem, target)[number]
-        assert report["shared_bytes"] <= shared_bytes(problem, config) <= target.shared_per_block, (problem, config)
+        dot = dot_of(problem, config, target)
+        assert report["shared_bytes"] <= shared_bytes(problem, config, target) <= target.shared_per_block, (problem, config)
+        assert report["tensor_columns"] <= dot.tensor_columns <= target.tensor_columns, (problem, config)
+        assert report["loop"]["mma_kind"].startswith(MATRIX[dot.kind]), (problem, config)
+        assert bool(report["loop"]["mma"]) == (dot.kind != "fma"), (problem, config)
         smallest = config.tiles * config.outputs == 16 * 32
         allowed = 0 if problem.itemsize == 2 else math.inf if smallest else 16
         assert report["spill_bytes"] <= allowed, (problem, config)
@@ -147,7 +159,7 @@ def test_shared_memory_is_bounded_by_the_estimate():
     (report,) = compile_all([case])
     p = ConvProblem(**case[2], epilogue=Epilogue(*case[3]))
     config = plan(p, device.for_arch("sm_90"), "toeplitz").config
-    assert 0 < report["shared_bytes"] <= shared_bytes(p, config)
+    assert 0 < report["shared_bytes"] <= shared_bytes(p, config, device.for_arch("sm_90"))
     assert report["loop"]["mma"] > 0
 
 
@@ -164,6 +176,34 @@ def test_arguments_of_one_and_wide_kernels_compile(algorithm):
         ("sm_90", algorithm, fields(64, 4, 64, 51, "float16"), (True, "silu", False)),
     ]
     assert all(report["spill_bytes"] == 0 for report in compile_all(cases))
+
+
+@pytest.mark.slow
+def test_the_best_plans_on_newer_and_other_hardware():
+    """31B's layers: tcgen05 on sm_100 and mfma on gfx942, no spills. sm_120 has mma.sync, its bank loads are asynchronous; on
+    gfx942 every load goes to registers."""
+    archs = ("sm_100", "sm_120", "gfx942")
+    layers = [fields(64, c, size, k, "float16") for c, size, k in LAYERS]
+    cases = [(arch, "toeplitz", layer, (True, "relu", False)) for arch in archs for layer in layers]
+    for case, report in zip(cases, compile_all(cases), strict=True):
+        target = device.for_arch(case[0])
+        assert report["loop"]["mma_kind"].startswith(MATRIX[target.mma_family]), case
+        assert report["spill_bytes"] == 0, case
+        assert report["shared_bytes"] <= target.shared_per_block, case
+        asynchronous = sum(straight for straight, _ in report["loop"]["loads"].values())
+        assert (asynchronous > 0) == (target.backend == "cuda"), case
+
+
+@pytest.mark.parametrize("name", ["toeplitz", "direct"])
+def test_channels_last_compiles_what_runs(name):
+    """The copies to dense planes come first: the kernel sees what it sees of an NCHW problem."""
+    last = ConvProblem(2, 8, 14, 14, 13, 13, padding=(6, 6), layout="channels_last", epilogue=Epilogue(residual=True))
+    config = registry.get(name).configs(last, device.TABLE["h100"])[0]
+    seen, dense = (inspector.meta_launch(p, name, config).args for p in (last, replace(last, layout="nchw")))
+    assert {k: v for k, v in seen.items() if not isinstance(v, Tensor)} == {
+        k: v for k, v in dense.items() if not isinstance(v, Tensor)
+    }
+    assert seen["stride_xc"] * seen["XV"] == 14 * 14
 
 
 def test_errors():

@@ -1,4 +1,4 @@
-"""Plans: explicit argument > preference > cost model; banks restrict the choice; device facts."""
+"""Plans: explicit argument > preference > cost model; banks restrict the choice."""
 
 from __future__ import annotations
 
@@ -95,47 +95,3 @@ def test_explain_problem_of_a_device_that_is_not_here() -> None:
     assert all(isinstance(v, float) and v > 0 for v in verdict.algorithms.values())
     for needs_grad, expected in ((True, "torch"), (False, "toeplitz")):
         assert explain_problem(LARGE, H100, needs_grad=needs_grad).plan.algorithm == expected
-
-
-def test_device_facts() -> None:
-    assert (H100.capability, H100.shared_per_block, H100.sms) == (90, 227 * 1024, 132)
-    assert (A100.capability, A100.shared_per_block, A100.sms) == (80, 163 * 1024, 108)
-    assert devices.for_arch("sm_86").arch == "sm_86"
-    assert devices.for_arch("sm_86").shared_per_block == devices.TABLE["l4"].shared_per_block
-    for arch, name in (("sm_80", "a100"), ("sm_90", "h100"), ("sm_100", "b200"), ("gfx942", "mi300x"), ("h200", "h200")):
-        assert devices.for_arch(arch) == devices.TABLE[name]
-    assert devices.for_arch("gfx942").backend == "hip"
-    assert devices.for_arch("gfx942").capability == 0
-    for arch in ("sm90", "sm_", "cuda", "gpu"):
-        with pytest.raises(ValueError, match=r"unknown architecture .*expected sm_NN"):
-            devices.for_arch(arch)
-
-
-def test_the_interpreter_stands_in_for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    for value, expected in (("1", "interpreter"), ("true", "interpreter"), ("0", "cpu"), ("", "cpu")):
-        monkeypatch.setenv("TRITON_INTERPRET", value)
-        assert devices.of(torch.device("cpu")).name == expected
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert replace(devices.of(torch.device("cpu")), name="h100") == H100
-
-
-@pytest.mark.gpu
-def test_facts_of_the_gpu_at_hand() -> None:
-    facts = devices.of(torch.device("cuda"))
-    properties = torch.cuda.get_device_properties(0)
-    assert (facts.name, facts.sms) == (properties.name, properties.multi_processor_count)
-    assert 48 * 1024 <= facts.shared_per_block <= facts.shared_per_sm
-    assert facts == devices.of(torch.device("cuda:0"))
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA GeForce RTX 4090", "rtx4090"),
-        ("NVIDIA L4", "l4"), ("NVIDIA H200", "h200"), ("NVIDIA L40S", None), ("AMD Instinct MI300X", "mi300x"),
-        ("cpu, 2 threads", None),
-    ],
-)  # fmt: skip
-def test_facts_by_marketing_name(name: str, expected: str | None) -> None:
-    found = devices.named(name)
-    assert (found and found.name) == expected

@@ -33,6 +33,7 @@ class Estimate(NamedTuple):
 
     seconds: float
     limiter: str
+    """``mma`` or ``fma``, ``smem``, ``l2``, ``dram``, ``issue``, ``latency``, or ``launch``."""
 
 
 class Algorithm(Protocol):
@@ -136,8 +137,7 @@ class TritonAlgorithm:
         self, problem: ConvProblem, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         """One kernel launch; channels_last tensors and strided planes are copied to dense planes first."""
-        dense = "nchw" if problem.layout == "channels_last" else problem.layout
-        out = layout.empty(problem.out_shape, dense, x)
+        out = layout.empty(problem.out_shape, dense_layout(problem), x)
         x = layout.with_dense_planes(x)
         residual = None if residual is None else layout.with_dense_planes(residual)
         self.kernel_launch(problem, config, x, bank, bias, residual, out).run(x.device)
@@ -181,10 +181,32 @@ def image_vector(problem: ConvProblem) -> int:
     return vector_width(16 // problem.itemsize, [], problem.w)
 
 
-def roofline(device: Device, **seconds: float) -> Estimate:
-    """The slowest of several resources (name -> seconds), plus one launch."""
-    limiter = max(seconds, key=lambda name: seconds[name])
-    return Estimate(seconds[limiter] + LAUNCH_SECONDS, limiter)
+def roofline(problem: ConvProblem, device: Device, **seconds: float) -> Estimate:
+    """The slowest of several resources (name -> seconds), plus one launch, plus a channels_last problem's conversions.
+
+    The limiter is the largest of these: the resource, ``launch``, or ``dram`` where the conversions are it.
+    """
+    copied = conversions(problem)
+    slowest = max(seconds, key=lambda name: seconds[name])
+    terms = {"launch": LAUNCH_SECONDS * (1 + len(copied)), slowest: seconds[slowest]}
+    if copied:
+        moved = 2 * sum(copied) * problem.itemsize  # read and written
+        terms["dram"] = terms.get("dram", 0.0) + moved / (device.dram_gbps * 1e9)
+    return Estimate(sum(terms.values()), max(terms, key=lambda name: terms[name]))
+
+
+def conversions(problem: ConvProblem) -> list[int]:
+    """Elements of each tensor that is copied to or from dense planes, where the problem's layout has none."""
+    if problem.layout != "channels_last":
+        return []
+    n, c, oh, ow = problem.out_shape
+    outputs = n * c * oh * ow
+    return [problem.n * problem.c * problem.h * problem.w, outputs] + [outputs] * problem.epilogue.residual
+
+
+def dense_layout(problem: ConvProblem) -> str:
+    """The layout that kernels see."""
+    return "nchw" if problem.layout == "channels_last" else problem.layout
 
 
 def activation_bytes(problem: ConvProblem) -> int:

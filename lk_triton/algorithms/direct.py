@@ -81,6 +81,7 @@ class DirectAlgorithm(TritonAlgorithm):
         image = problem.n * problem.c * problem.h * problem.w * size
         instructions = threads / device.warp_size * _instructions(problem, config)
         return roofline(
+            problem,
             device,
             fma=2 * self.issued_macs(problem, config) / (device.fp32_tflops * 1e12) * fullest,
             issue=instructions / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,

@@ -21,14 +21,14 @@ from .base import (
     plane_arguments,
     roofline,
 )
+from .dot import TENSOR_MEMORY_BYTES_PER_CLOCK
 from .toeplitz_work import (
     WINDOWS,
     ToeplitzConfig,
     bank_bytes,
-    elements_per_lane,
+    dot_of,
     issued_macs,
     loads_per_thread,
-    operand_reads,
     registers,
     row_length,
     shared_bytes,
@@ -47,7 +47,7 @@ TILES = ((16, False), (32, False), (64, False), (128, False), (256, False), (16,
 """(tiles, swap): the M of a program, and whether tiles are the GEMM's N instead."""
 
 MAX_REGISTERS = {2: 210, 4: 190}
-"""By itemsize, as ``registers`` counts; kernels above it spill (offline compilation for sm_80 and sm_90)."""
+"""By itemsize, as ``registers`` counts; kernels above it spill (offline compilation for sm_80, sm_90 and sm_100)."""
 
 
 class ToeplitzAlgorithm(TritonAlgorithm):
@@ -76,7 +76,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         vectors = [v for v in vectors if v == vectors[0] or bank_bytes(problem, v) <= BANK_LIMIT]
         tiles_at_hand = problem.n * problem.oh
         for rows, columns in _tile_shapes(problem):
-            for window, step_rows in _windows(problem, rows, columns):
+            for window, step_rows in _windows(problem, rows, columns, device):
                 for tiles, swap in TILES:
                     if tiles > max(16, _power_of_two(ceil(tiles_at_hand / rows))) or (swap and rows * columns < 64):
                         continue
@@ -93,26 +93,27 @@ class ToeplitzAlgorithm(TritonAlgorithm):
 
     def estimate(self, problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Estimate:
         """The slowest resource of the fullest SM (MMA, shared memory with L1, L2, issue slots), DRAM, or L2's latency."""
-        counted = work(problem, config)
+        counted, dot = work(problem, config), dot_of(problem, config, device)
         size = problem.itemsize
         per_sm = counted.programs / device.sms
         fullest = ceil(per_sm) / per_sm
-        asynchronous = config.num_stages > 1
+        asynchronous = config.num_stages > 1 and device.backend == "cuda"
         image_bypasses = asynchronous and image_vector(problem) * size == 16
         bank_bypasses = asynchronous and config.vector * size == 16
         outside = activation_bytes(problem)
 
-        reads = operand_reads(config, _uses_wgmma(config, device))
-        instructions = _instructions(problem, config, device)
-        shared = counted.steps * config.step_k * (reads + config.tiles + config.outputs) * size
+        shared = counted.steps * config.step_k * (dot.operand_reads + config.tiles + config.outputs) * size
         shared += (0 if image_bypasses else counted.image_bytes) + (0 if bank_bypasses else counted.bank_bytes)
         bank_l2 = counted.bank_bytes if bank_bypasses else counted.bank_rows_bytes
-        issued = counted.steps * config.num_warps * instructions
+        issued = counted.steps * config.num_warps * _instructions(problem, config, device)
         rounds = ceil(per_sm / _programs_per_sm(problem, config, device))
         overlap = max(config.num_stages - 1, 0.5)
+        # the next part's products wait for the accumulators
+        copied = counted.steps * dot.accumulator_copies / (TENSOR_MEMORY_BYTES_PER_CLOCK * device.clocks)
         return roofline(
+            problem,
             device,
-            mma=2 * counted.macs / _mma_rate(problem, config, device) * fullest,
+            mma=(2 * counted.macs / _mma_rate(problem, config, device) + copied) * fullest,
             smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest,
             l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest,
             issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
@@ -194,12 +195,17 @@ def _tile_shapes(problem: ConvProblem) -> list[tuple[int, int]]:
     return [(r, w) for r in rows for w in columns if 32 <= r * w <= 256]
 
 
-def _windows(problem: ConvProblem, rows: int, columns: int) -> list[tuple[tuple[int, int], int]]:
-    """(window, step_rows): one row a step, or several where rows are so short that a step's K stays at most 64."""
+def _windows(problem: ConvProblem, rows: int, columns: int, device: Device) -> list[tuple[tuple[int, int], int]]:
+    """(window, step_rows): one row a step, or several where rows are so short that a step's K stays at most 64.
+
+    With tcgen05 also the next window of one part, because two parts move their accumulators.
+    """
     window = window_of(problem, columns)
     if window is None:
         return []
     found = [(window, 1)] if window[0] >= 16 else [((16, 0), 1)]
+    if window[1] > 0 and device.mma_family == "tcgen05" and 2 * window[0] <= sum(WINDOWS[-1]):
+        found.append(((2 * window[0], 0), 1))
     if window[1] == 0 and rows * columns >= problem.oh * problem.ow // 2:
         found += [(window, d) for d in (2, 4, 8) if 16 <= d * window[0] <= 64 and d < 2 * problem.h]
     return found
@@ -207,55 +213,52 @@ def _windows(problem: ConvProblem, rows: int, columns: int) -> list[tuple[tuple[
 
 def _fits(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> bool:
     """Whether the device can launch ``config`` without spills, and more warps than accumulators need are not wasted."""
-    accumulators, turn = config.tiles * config.outputs, 64 * 128 if problem.itemsize == 2 else 32 * 128
+    dot = dot_of(problem, config, device)
+    accumulators = config.tiles * config.outputs
+    turn = (64 if problem.itemsize == 2 else 32) * 4 * device.warp_size
     if accumulators < turn if config.num_warps == 8 else accumulators > turn:
         return False
+    if dot.tensor_columns > device.tensor_columns:
+        return False
+    limit = MAX_REGISTERS[problem.itemsize]
+    if dot.kind == "mfma":
+        limit = device.registers_per_sm / (device.warp_size * config.num_warps)
     # the smallest tile stays whatever it needs, so that wide float32 windows are served at all
-    in_registers = registers(problem, config, _uses_wgmma(config, device)) <= MAX_REGISTERS[problem.itemsize]
-    return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config) <= device.shared_per_block
-
-
-def _uses_wgmma(config: ToeplitzConfig, device: Device) -> bool:
-    return device.capability == 90 and (config.outputs if config.swap else config.tiles) >= 64
+    in_registers = registers(problem, config, device) <= limit
+    return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config, device) <= device.shared_per_block
 
 
 def _mma_rate(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
-    """FLOP/s of the dots. On sm_90 the older mma.sync, which short operands get, is taken to reach 60 % of wgmma's
-    rate: an assumption."""
-    if problem.itemsize == 4 and config.precision == "ieee":
-        return device.fp32_tflops * 1e12 * MMA_SHARE
-    peak = device.mma_half_tflops if problem.itemsize == 2 else device.mma_tf32_tflops
-    if config.precision == "tf32x3":
-        peak /= 3
-    return peak * 1e12 * MMA_SHARE * (0.6 if device.capability == 90 and not _uses_wgmma(config, device) else 1)
+    """FLOP/s of the dots."""
+    dot = dot_of(problem, config, device)
+    if problem.itemsize == 2:
+        peak = device.mma_half_tflops
+    elif config.precision == "ieee":
+        peak = device.fp32_tflops
+    else:
+        peak = device.mma_tf32_tflops / (3 if dot.split else 1)
+    return peak * 1e12 * MMA_SHARE * dot.share_of_peak(device)
 
 
 def _instructions(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
-    """Instructions of one warp in one step: loop and barriers, each load with its address and mask, MMAs, fragments.
+    """Instructions of one warp in one step: loop and barriers, each load with its address and mask, the products.
 
-    Counted in offline compilations for sm_80 and sm_90.
+    Counted in offline compilations for sm_80, sm_90, sm_100 and gfx942.
     """
-    wgmma = _uses_wgmma(config, device)
-    count = 50 + 9 * sum(loads_per_thread(problem, config))
-    macs = config.tiles * config.outputs * config.step_k / config.num_warps
-    if problem.itemsize == 4 and config.precision == "ieee":
-        return count + 3 * macs / 32
-    if config.precision == "tf32x3":
-        # each operand is split into two TF32 numbers
-        count += 14 * elements_per_lane(config, wgmma)
-    if not wgmma:
-        per_mma = 2048 if problem.itemsize == 2 else 1024 / (3 if config.precision == "tf32x3" else 1)
-        fragments = operand_reads(config, wgmma) * config.step_k * problem.itemsize / config.num_warps / 512
-        count += macs / per_mma + fragments
-    return count
+    return 50 + 9 * sum(loads_per_thread(problem, config, device)) + dot_of(problem, config, device).instructions
 
 
 def _programs_per_sm(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> int:
     """How many programs are resident on one SM."""
-    used = registers(problem, config, _uses_wgmma(config, device))
-    by_registers = device.registers_per_sm / (used * device.warp_size * config.num_warps)
-    by_shared = device.shared_per_sm / shared_bytes(problem, config)
-    return max(1, int(min(by_registers, by_shared, device.warps_per_sm / config.num_warps, device.programs_per_sm)))
+    limits = [
+        device.registers_per_sm / (registers(problem, config, device) * device.warp_size * config.num_warps),
+        device.shared_per_sm / shared_bytes(problem, config, device),
+        device.warps_per_sm / config.num_warps,
+        device.programs_per_sm,
+    ]
+    if columns := dot_of(problem, config, device).tensor_columns:
+        limits.append(device.tensor_columns / columns)
+    return max(1, int(min(limits)))
 
 
 def _power_of_two(value: int) -> int:

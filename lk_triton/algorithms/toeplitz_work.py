@@ -11,8 +11,10 @@ from math import ceil
 
 import numpy as np
 
+from ..device import Device
 from ..problem import ConvProblem
 from .base import image_vector
+from .dot import Dot, kind_of
 
 WINDOWS = ((8, 0), (16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32), (128, 0), (128, 32), (128, 64), (256, 0))
 """Widths of a window, as the sum of one or two powers of two; a dot's K is at least 16, so 8 wants two rows a step."""
@@ -176,56 +178,61 @@ def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
     )
 
 
-def shared_bytes(problem: ConvProblem, config: ToeplitzConfig) -> int:
+def dot_of(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Dot:
+    """The products of one step."""
+    m, n = (config.outputs, config.tiles) if config.swap else (config.tiles, config.outputs)
+    return Dot(
+        kind=kind_of(device, m, config.precision, problem.itemsize), m=m, n=n, k=config.step_k,
+        parts=1 + (config.window[1] > 0), longest=config.step_rows * config.window[0], itemsize=problem.itemsize,
+        warps=config.num_warps, warp_size=device.warp_size, split=config.precision == "tf32x3",
+    )  # fmt: skip
+
+
+def shared_bytes(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> int:
     """Shared memory of one program, an upper bound: the pipelined operands, or the accumulators on their way out."""
-    operands = config.num_stages * config.step_k * (config.tiles + config.outputs) * problem.itemsize
-    if config.precision == "tf32x3":
+    dot = dot_of(problem, config, device)
+    # on AMD the newest loads wait in registers, and accumulators are stored from there unless a residual is added or warps
+    # repeat each other's
+    in_registers = dot.kind == "mfma"
+    buffers = max(config.num_stages - in_registers, 1)
+    operands = buffers * config.step_k * (config.tiles + config.outputs) * problem.itemsize
+    if dot.kind == "tcgen05":
+        operands += 16 * dot.parts  # barriers
+    if dot.split:
         # the low parts of the bank's values
         operands += config.step_k * config.outputs * problem.itemsize
+    if in_registers and not problem.epilogue.residual and dot.repeats == 1:
+        return operands
     # a row of the transposed or converted accumulators is padded by one 16-byte vector
-    accumulators = config.tiles * (config.outputs + 16 // problem.itemsize) * (4 if config.swap else problem.itemsize)
+    wide = config.swap or dot.repeats > 1
+    accumulators = config.tiles * (config.outputs + 16 // problem.itemsize) * (4 if wide else problem.itemsize)
     return max(operands, accumulators)
 
 
-def loads_per_thread(problem: ConvProblem, config: ToeplitzConfig) -> tuple[float, float]:
+def loads_per_thread(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> tuple[float, float]:
     """Image and bank loads of one thread in one step."""
-    threads = 32 * config.num_warps
+    threads = device.warp_size * config.num_warps
     image = config.step_k * config.tiles / image_vector(problem) / threads
     return max(image, 1), max(config.step_k * config.outputs / config.vector / threads, 1)
 
 
-def operand_reads(config: ToeplitzConfig, wgmma: bool) -> float:
-    """Elements that the MMAs of a step read from shared memory, per unit of K.
-
-    wgmma reads A once per warp group across N, and B once per 64 rows. mma.sync reads fragments per warp, each warp the
-    rows and columns of its own part; the best split of the warps is assumed.
-    """
-    m, n = (config.outputs, config.tiles) if config.swap else (config.tiles, config.outputs)
-    if wgmma:
-        groups = config.num_warps // 4
-        across_n = groups // min(groups, m // 64)
-        return across_n * m + m // 64 * n
-    splits = [(w, config.num_warps // w) for w in (1, 2, 4, 8) if w <= config.num_warps]
-    return min(across_n * m + across_m * n for across_m, across_n in splits)
-
-
-def elements_per_lane(config: ToeplitzConfig, wgmma: bool) -> float:
-    """Operand elements that pass through one lane's registers in a step, where they do."""
-    m, n = (config.outputs, config.tiles) if config.swap else (config.tiles, config.outputs)
-    elements = (m + n) if wgmma else operand_reads(config, wgmma)
-    return elements * config.step_k / config.num_warps / 32
-
-
-def registers(problem: ConvProblem, config: ToeplitzConfig, wgmma: bool) -> float:
+def registers(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
     """Registers per thread, an estimate that was checked against offline compilation.
 
-    Accumulators, addresses and a row per image load, an offset and a row per bank load, split or multiplied
-    float32 operands, and about 40 for the rest. A residual is added to all accumulators at once.
+    Accumulators (those of tcgen05 too: they leave tensor memory all at once), addresses and a row per image load, an offset
+    and a row per bank load, split or multiplied float32 operands, and about 40 for the rest. A residual is added to all
+    accumulators at once. On AMD what a step loads waits in registers, and is read back into others.
     """
-    accumulators = config.tiles * config.outputs / (32 * config.num_warps)
-    image, bank = loads_per_thread(problem, config)
+    dot = dot_of(problem, config, device)
+    lanes = device.warp_size * config.num_warps
+    accumulators = config.tiles * config.outputs / lanes
+    if dot.kind == "mfma":
+        loaded = config.step_k * (config.tiles + config.outputs) * problem.itemsize / 4 / lanes
+        waiting = 2 if problem.itemsize == 2 else 3
+        return accumulators * (2 if problem.epilogue.residual else 1) + waiting * loaded + 60
+    image, bank = loads_per_thread(problem, config, device)
     loop = accumulators + 4 * image + 2 * bank + 40
     if problem.itemsize == 4:
-        loop += 32 + 2 * elements_per_lane(config, wgmma)
+        loop += 32 + 2 * dot.elements_per_lane
     epilogue = accumulators * (1.75 if problem.epilogue.residual else 1.25) + 30
     return max(loop, epilogue)

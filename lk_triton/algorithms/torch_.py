@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class TorchAlgorithm:
     def estimate(self, problem: ConvProblem, config: TorchConfig, device: Device) -> Estimate:
         """FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM."""
         fma = 2 * problem.nominal_macs / (0.1 * max(device.fp32_tflops, 0.1) * 1e12)
-        return roofline(device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
+        dense = replace(problem, layout="nchw")  # torch converts nothing
+        return roofline(dense, device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
 
     def issued_macs(self, problem: ConvProblem, config: TorchConfig) -> int:
         """The nominal ones: what runs is torch's affair."""

@@ -9,6 +9,7 @@ import torch
 from numerics import assert_accurate
 
 from lk_triton import device
+from lk_triton.algorithms import base
 from lk_triton.algorithms.direct import OUTPUTS_PER_LANE, DirectAlgorithm, DirectConfig
 from lk_triton.problem import ConvProblem, Epilogue
 
@@ -52,7 +53,8 @@ def test_issued_macs_count_every_lane():
     assert DIRECT.bank_bytes(p, config) == 0
 
 
-def test_an_estimate_moves_only_with_its_limiter():
+def test_an_estimate_moves_only_with_its_limiter(monkeypatch):
+    monkeypatch.setattr(base, "LAUNCH_SECONDS", 0.0)
     facts = {"fma": "fp32_tflops", "smem": "shared_bytes_per_clock", "l2": "l2_gbps", "issue": "issue_per_clock",
              "dram": "dram_gbps"}  # fmt: skip
     limiters = set()

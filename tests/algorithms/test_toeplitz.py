@@ -12,10 +12,10 @@ import torch
 from numerics import assert_accurate
 
 from lk_triton import device, layout
-from lk_triton.algorithms import registry
+from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import vector_width
 from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
-from lk_triton.algorithms.toeplitz_work import ToeplitzConfig, bank_bytes, issued_macs, shared_bytes, window_of, work
+from lk_triton.algorithms.toeplitz_work import ToeplitzConfig, bank_bytes, dot_of, issued_macs, shared_bytes, window_of, work
 from lk_triton.problem import ConvProblem, Epilogue
 from lk_triton.tuning.plan import plan
 
@@ -125,8 +125,10 @@ def test_counted_work_is_what_the_kernel_does(recorded):
     assert len(seen) == 4, "all of plain, swapped, several rows a step, and both were drawn"
 
 
-def test_an_estimate_moves_only_with_its_limiter():
-    """Halving one device fact slows exactly the configs that it limits, or that it limits once halved."""
+def test_an_estimate_moves_only_with_its_limiter(monkeypatch):
+    """Halving one device fact slows exactly the configs that it limits, or that it limits once halved. The launch, which is
+    added to all, is taken out."""
+    monkeypatch.setattr(base, "LAUNCH_SECONDS", 0.0)
     h100 = device.TABLE["h100"]
     facts = {"mma": "mma_half_tflops", "smem": "shared_bytes_per_clock", "l2": "l2_gbps", "issue": "issue_per_clock",
              "dram": "dram_gbps"}  # fmt: skip
@@ -205,7 +207,7 @@ def test_windows_beyond_256_columns_are_refused():
     assert TOEPLITZ.configs(p, device.TABLE["h100"]) == []
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_configs_fit_the_device(dtype, arch):
     target = device.for_arch(arch)
@@ -215,7 +217,8 @@ def test_configs_fit_the_device(dtype, arch):
             configs = TOEPLITZ.configs(p, target)
             assert configs
             assert len(set(configs)) == len(configs)
-            assert all(shared_bytes(p, c) <= target.shared_per_block for c in configs)
+            assert all(shared_bytes(p, c, target) <= target.shared_per_block for c in configs)
+            assert all(dot_of(p, c, target).tensor_columns <= target.tensor_columns for c in configs)
 
 
 def test_refusals():
@@ -230,7 +233,18 @@ def test_refusals():
     assert "float64" in str(TOEPLITZ.supports(double, device.TABLE["h100"]))
 
 
-LIMITERS = ("mma", "smem", "l2", "dram", "issue", "latency", "fma")
+def test_b200_is_not_slower_than_h100():
+    """31B's large-kernel layers at batch 64, fp16, by the model."""
+    for size, kernel in LAYERS.values():
+        p = problem(64, CHANNELS[kernel], size, size, kernel, kernel)
+        h100, b200 = (
+            TOEPLITZ.estimate(p, plan(p, device.TABLE[name], "toeplitz").config, device.TABLE[name]).seconds
+            for name in ("h100", "b200")
+        )
+        assert b200 <= h100
+
+
+LIMITERS = ("mma", "smem", "l2", "dram", "issue", "latency", "fma", "launch")
 
 
 def test_estimates_name_their_limiter():
