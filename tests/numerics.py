@@ -19,9 +19,10 @@ def reference(
     residual: Tensor | None = None,
     padding: tuple[int, int] = (0, 0),
     stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """``activation(conv(x) + bias) + residual`` by torch, in the dtype of the arguments."""
-    y = ACTIVATION[activation](F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1]))
+    y = ACTIVATION[activation](F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1]))
     return y if residual is None else y + residual
 
 

@@ -76,7 +76,7 @@ def test_odd_shapes(algorithm: str, shape: tuple[int, int, int, int], kernel: tu
         ({"stride": 3, "dilation": 2, "padding": 1}, 2),
     ],
 )
-def test_options_that_triton_does_not_serve_yet(options: dict[str, Any], multiplier: int) -> None:
+def test_strides_dilations_paddings_and_multipliers(options: dict[str, Any], multiplier: int) -> None:
     x, weight, bias = tensors((2, 3, 13, 12), (5, 5), multiplier)
     y = depthwise_conv2d(x, weight, bias, activation="relu", **options)
     expected = reference(x, weight, bias, activation="relu", **{"padding": 2, **options})
@@ -187,7 +187,6 @@ def test_bad_calls(function: Any, name: str) -> None:
     [
         ("toeplitz", {"stride": 2}, r"stride \(2, 2\) is not \(1, 1\)"),
         ("toeplitz", {"dilation": 2}, r"dilation \(2, 2\) is not"),
-        ("direct", {"dilation": 2}, r"dilation \(2, 2\) is not"),
         ("direct", {"precision": "tf32"}, "IEEE float32"),
     ],
 )
@@ -288,8 +287,9 @@ def test_use_prefers_and_does_not_force() -> None:
     with lk_triton.use("toeplitz"):
         plan = explain(X, W, stride=2).plan  # toeplitz cannot: auto's choice among the Triton algorithms
         assert (plan.algorithm, plan.source) == ("direct", "cost model")
-        assert explain(X, W, dilation=2).plan.algorithm == "torch"  # no Triton algorithm can
-        assert depthwise_conv2d(X, W, dilation=2).isfinite().all()
+        assert explain(X, W, dilation=2).plan.algorithm == "direct"
+        assert explain(X, W, stride=2, precision="tf32").plan.algorithm == "torch"  # no Triton algorithm can
+        assert depthwise_conv2d(X, W, stride=2, precision="tf32").isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")

@@ -32,7 +32,8 @@ def test_order() -> None:
 def test_preference_falls_back_to_the_triton_algorithms() -> None:
     with lk_triton.use("toeplitz"):
         assert (plan(STRIDED, H100).algorithm, plan(STRIDED, H100).source) == ("direct", "cost model")
-        assert plan(DILATED, H100).algorithm == "torch"
+        assert plan(DILATED, H100).algorithm == "direct"
+        assert plan(replace(DILATED, dtype="float64"), H100).algorithm == "torch"
     with lk_triton.use("torch"):
         assert plan(LARGE, H100).source == "preference"
 

@@ -107,16 +107,10 @@ class TritonAlgorithm:
             return f"Triton kernels need a CUDA or ROCm GPU, got {device.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
         if problem.dtype not in ("float16", "bfloat16", "float32"):
             return f"dtype {problem.dtype} is not one of float16, bfloat16, float32"
-        if problem.dilation != (1, 1):
-            return f"dilation {problem.dilation} is not (1, 1)"
-        if problem.multiplier != 1:
-            return f"channel multiplier {problem.multiplier} is not 1"
-        if problem.kh % 2 == 0 or problem.kw % 2 == 0:
-            return f"kernel {problem.kh}x{problem.kw} is not odd"
         if max((problem.h + 2 * problem.kh) * problem.w, problem.oh * problem.ow) >= 2**31:
             return f"a {problem.h}x{problem.w} plane with the filter's rows around it has 2^31 elements or more"
         lanes = problem.n * problem.oh * -(-problem.ow // 8)
-        if max(lanes, problem.c * lanes // 16) >= 2**31 - 512:
+        if max(lanes, problem.c * problem.multiplier * lanes // 16) >= 2**31 - 512:
             return "a channel has 2^31 groups of outputs or more, or there are 2^31 programs: split the batch"
         return None
 

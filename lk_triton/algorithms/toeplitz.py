@@ -62,6 +62,12 @@ class ToeplitzAlgorithm(TritonAlgorithm):
             return f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
         if problem.stride != (1, 1):
             return f"stride {problem.stride} is not (1, 1)"
+        if problem.dilation != (1, 1):
+            return f"dilation {problem.dilation} is not (1, 1)"
+        if problem.multiplier != 1:
+            return f"channel multiplier {problem.multiplier} is not 1"
+        if problem.kh % 2 == 0 or problem.kw % 2 == 0:
+            return f"kernel {problem.kh}x{problem.kw} is not odd"
         reason = super().supports(problem, device)
         if reason is None and not precisions(problem, device):
             return f"precision {problem.precision} is not offered on {device.arch}, ieee is"

@@ -1,4 +1,4 @@
-"""Depthwise convolution on the FMA units: one lane computes eight adjacent outputs of one or two rows.
+"""Depthwise convolution on the FMA units: one lane computes eight adjacent outputs of one or more rows.
 
 Each lane loads aligned vectors of input columns, splits them into scalars in registers, and keeps eight accumulators a
 row, so that a loaded column feeds up to eight multiply-adds. Exact footprint, IEEE float32 arithmetic.
@@ -49,34 +49,40 @@ def _join(c, FIRST: tl.constexpr, V: tl.constexpr):
 
 
 @triton.jit
-def _input_row(x_row, column0, mask, W, FIRST: tl.constexpr, VECTORS: tl.constexpr, V: tl.constexpr):
+def _input_row(x_row, column0, mask, W, FIRST: tl.constexpr, VECTORS: tl.constexpr, NEEDED: tl.constexpr, V: tl.constexpr):
     """Columns column0 + FIRST * V .. + VECTORS * V - 1 of an input row, a tuple of [BLOCK] float32, zero beside the row.
 
     x_row, column0, mask [BLOCK]; column0 and W are multiples of V, so that a vector lies inside the row or outside.
+    Bit p of NEEDED says whether any tap reads vector p; the others are not loaded.
     """
     columns = ()
     for p in tl.static_range(VECTORS):
-        column = column0 + (FIRST + p) * V  # [BLOCK]
-        inside = mask & (column >= 0) & (column < W)
-        block = tl.load((x_row + column)[:, None] + tl.arange(0, V)[None, :], mask=inside[:, None], other=0.0)
-        columns = columns + _split(block.to(tl.float32), V)
+        if (NEEDED >> p) & 1:
+            column = column0 + (FIRST + p) * V  # [BLOCK]
+            inside = mask & (column >= 0) & (column < W)
+            block = tl.load((x_row + column)[:, None] + tl.arange(0, V)[None, :], mask=inside[:, None], other=0.0)
+            columns += _split(block.to(tl.float32), V)
+        else:
+            for _ in tl.static_range(V):
+                columns += (tl.zeros((column0.shape[0],), dtype=tl.float32),)
     return columns
 
 
 @triton.jit
-def _filter_row(acc, columns, weight, KW: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr):
-    """Add filter row ``weight`` (an address) to eight accumulators; output i of tap kx reads column FIRST + kx + i * STEP."""
+def _filter_row(acc, columns, weight, KW: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr):
+    """Add filter row ``weight`` (an address) to eight accumulators: output i of tap kx reads column
+    FIRST + kx * TAP + i * STEP."""
     for kx in tl.static_range(KW):
         w = tl.load(weight + kx).to(tl.float32)
         acc = (
-            acc[0] + columns[FIRST + kx] * w,
-            acc[1] + columns[FIRST + kx + STEP] * w,
-            acc[2] + columns[FIRST + kx + 2 * STEP] * w,
-            acc[3] + columns[FIRST + kx + 3 * STEP] * w,
-            acc[4] + columns[FIRST + kx + 4 * STEP] * w,
-            acc[5] + columns[FIRST + kx + 5 * STEP] * w,
-            acc[6] + columns[FIRST + kx + 6 * STEP] * w,
-            acc[7] + columns[FIRST + kx + 7 * STEP] * w,
+            acc[0] + columns[FIRST + kx * TAP] * w,
+            acc[1] + columns[FIRST + kx * TAP + STEP] * w,
+            acc[2] + columns[FIRST + kx * TAP + 2 * STEP] * w,
+            acc[3] + columns[FIRST + kx * TAP + 3 * STEP] * w,
+            acc[4] + columns[FIRST + kx * TAP + 4 * STEP] * w,
+            acc[5] + columns[FIRST + kx * TAP + 5 * STEP] * w,
+            acc[6] + columns[FIRST + kx * TAP + 6 * STEP] * w,
+            acc[7] + columns[FIRST + kx * TAP + 7 * STEP] * w,
         )
     return acc
 
@@ -103,23 +109,26 @@ def _store_row(acc, bias, residual, out, c, row, column0, mask, OH, OW, HAS_BIAS
 @triton.jit
 def direct_kernel(
     x, weight, bias, residual, out,
-    N, H, W_v, OH, OW_v, lanes, row_groups, blocks,
+    N, H, W_v, OH, OW_v, lanes, row_groups, blocks, multiplier,
     stride_xn, stride_xc, stride_rn, stride_rc, stride_on, stride_oc,
     pad_h, KH,
-    KW: tl.constexpr, PAD_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, UNROLL: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, FIRST_VECTOR: tl.constexpr, VECTORS: tl.constexpr,
+    KW: tl.constexpr, PAD_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, FIRST_VECTOR: tl.constexpr, VECTORS: tl.constexpr, NEEDED: tl.constexpr,
     XV: tl.constexpr, OV: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """out = activation(conv(x) + bias) + residual.
 
-    x (N, C, H, W), residual and out (N, C, OH, OW), all with dense planes; weight (C, 1, KH, KW); bias (C,).
-    ``W_v`` and x's strides count vectors of XV elements, ``OW_v`` and the strides of residual and out vectors of OV.
+    x (N, C, H, W), residual and out (N, C * multiplier, OH, OW), all with dense planes; weight (C * multiplier, 1, KH, KW);
+    bias (C * multiplier,). ``W_v`` and x's strides count vectors of XV elements, ``OW_v`` and the strides of residual and
+    out vectors of OV.
 
-    Program = (channel, block), blocks fastest. A channel's lanes are numbered (image, group of ROWS output rows, group of
-    eight columns), ``lanes`` groups a row; the program owns BLOCK of them. A lane whose first output reads input column
-    x0 = 8 * STRIDE_W * lane loads VECTORS vectors from x0 + FIRST_VECTOR * XV on. With ROWS = 1 the filter's rows are a
-    run-time loop; with ROWS = 2 (stride 1) the input rows that two output rows share are loaded once, and UNROLL = KH.
+    Program = (channel of out, block), blocks fastest. A channel's lanes are numbered (image, group of ROWS output rows,
+    group of eight columns), ``lanes`` groups a row; the program owns BLOCK of them. A lane whose first output reads input
+    column x0 = 8 * STRIDE_W * lane loads VECTORS vectors from x0 + FIRST_VECTOR * XV on, but for those that NEEDED says
+    nobody reads. With ROWS = 1 the filter's rows are a run-time loop. With more, UNROLL = KH, STRIDE_H is a multiple of
+    DILATION_H, and an input row that several output rows read is loaded once.
     """
     pid = tl.program_id(0)
     c = (pid // blocks).to(tl.int64)
@@ -131,36 +140,44 @@ def direct_kernel(
     W = W_v * XV
     OW = OW_v * OV
     column0 = lane * (8 * STRIDE_W)
-    x_plane = x + (image * stride_xn + c * stride_xc) * XV  # [BLOCK]
+    x_plane = x + (image * stride_xn + c // multiplier * stride_xc) * XV  # [BLOCK]
     filter_ = weight + c * KH * KW
     FIRST: tl.constexpr = -PAD_W - FIRST_VECTOR * XV
 
     zero = tl.zeros((BLOCK,), dtype=tl.float32)
     acc = (zero, zero, zero, zero, zero, zero, zero, zero)
+    rows = (acc,)
     if ROWS == 1:
         for ky in range(KH):
-            h = row * STRIDE_H + ky - pad_h  # [BLOCK]
+            h = row * STRIDE_H + ky * DILATION_H - pad_h  # [BLOCK]
             inside = o_mask & (h >= 0) & (h < H)
-            columns = _input_row(x_plane + h * W_v * XV, column0, inside, W, FIRST_VECTOR, VECTORS, XV)
-            acc = _filter_row(acc, columns, filter_ + ky * KW, KW, FIRST, STRIDE_W)
+            columns = _input_row(x_plane + h * W_v * XV, column0, inside, W, FIRST_VECTOR, VECTORS, NEEDED, XV)
+            acc = _filter_row(acc, columns, filter_ + ky * KW, KW, FIRST, STRIDE_W, DILATION_W)
+        rows = (acc,)
     else:
-        acc2 = acc
-        for s in tl.static_range(UNROLL + 1):
-            h = row + s - pad_h  # [BLOCK]
+        # input row s of the group, counted in dilations, is filter row s - r * APART of output row r
+        APART: tl.constexpr = STRIDE_H // DILATION_H
+        for _ in tl.static_range(ROWS - 1):
+            rows += (acc,)
+        for s in tl.static_range(UNROLL + (ROWS - 1) * APART):
+            h = row * STRIDE_H + s * DILATION_H - pad_h  # [BLOCK]
             inside = o_mask & (h >= 0) & (h < H)
-            columns = _input_row(x_plane + h * W_v * XV, column0, inside, W, FIRST_VECTOR, VECTORS, XV)
-            if s < UNROLL:
-                acc = _filter_row(acc, columns, filter_ + s * KW, KW, FIRST, STRIDE_W)
-            if s > 0:
-                acc2 = _filter_row(acc2, columns, filter_ + (s - 1) * KW, KW, FIRST, STRIDE_W)
+            columns = _input_row(x_plane + h * W_v * XV, column0, inside, W, FIRST_VECTOR, VECTORS, NEEDED, XV)
+            added = ()
+            for r in tl.static_range(ROWS):
+                acc = rows[r]
+                if s >= r * APART and s < r * APART + UNROLL:
+                    acc = _filter_row(acc, columns, filter_ + (s - r * APART) * KW, KW, FIRST, STRIDE_W, DILATION_W)
+                added += (acc,)
+            rows = added
 
     r_row = residual
     if HAS_RESIDUAL:
         r_row = residual + (image * stride_rn + c * stride_rc) * OV + row * OW_v * OV  # [BLOCK]
     out_row = out + (image * stride_on + c * stride_oc) * OV + row * OW_v * OV  # [BLOCK]
-    _store_row(acc, bias, r_row, out_row, c, row, lane * 8, o_mask, OH, OW, HAS_BIAS, ACTIVATION, HAS_RESIDUAL, OV)
-    if ROWS == 2:
+    for r in tl.static_range(ROWS):
+        _store_row(rows[r], bias, r_row, out_row, c, row + r, lane * 8, o_mask, OH, OW,
+                   HAS_BIAS, ACTIVATION, HAS_RESIDUAL, OV)  # fmt: skip
+        out_row += OW_v * OV
         if HAS_RESIDUAL:
             r_row += OW_v * OV
-        _store_row(acc2, bias, r_row, out_row + OW_v * OV, c, row + 1, lane * 8, o_mask, OH, OW,
-                   HAS_BIAS, ACTIVATION, HAS_RESIDUAL, OV)  # fmt: skip

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import random
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from compilation import compile_all
 from numerics import assert_accurate
 
 from lk_triton import device
 from lk_triton.algorithms import base
-from lk_triton.algorithms.direct import OUTPUTS_PER_LANE, DirectAlgorithm, DirectConfig
+from lk_triton.algorithms.base import image_vector
+from lk_triton.algorithms.direct import DirectAlgorithm
+from lk_triton.algorithms.direct_work import OUTPUTS_PER_LANE, DirectConfig, blocks, work
 from lk_triton.problem import ConvProblem, Epilogue
 
 DIRECT = DirectAlgorithm()
@@ -22,33 +26,132 @@ def problem(n: int, c: int, h: int, w: int, k: int, dtype: str = "float16", stri
     return ConvProblem(n, c, h, w, k, k, (stride, stride), (k // 2, k // 2), dtype=dtype, epilogue=epilogue)
 
 
+def draw(rng: random.Random, dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32"), **fixed) -> ConvProblem:
+    """A problem that ``direct`` serves: small, of any kind."""
+    while True:
+        kh, kw = rng.choice([1, 2, 3, 3, 5, 6]), rng.choice([1, 2, 3, 3, 4, 5, 7, 9])
+        dilation = (rng.choice([1, 1, 1, 2, 3]), rng.choice([1, 1, 1, 2, 3, 12]))
+        stride = (rng.choice([1, 1, 1, 2, 2, 3]), rng.choice([1, 1, 1, 2, 2, 3, 4]))
+        padding = (rng.randint(0, kh * dilation[0] // 2 + 1), rng.randint(0, kw * dilation[1] // 2 + 1))
+        h, w = rng.randint(1, 18), rng.choice([rng.randint(1, 40), 7, 14, 28, 16, 32])
+        epilogue = Epilogue(rng.random() < 0.7, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4)
+        p = ConvProblem(rng.randint(1, 3), rng.randint(1, 3), h, w, kh, kw, stride, padding, dilation,
+                        rng.choice([1, 1, 2, 3]), rng.choice(dtypes), epilogue=epilogue)  # fmt: skip
+        p = replace(p, **fixed)
+        if p.oh > 0 and p.ow > 0:
+            return p
+
+
+def run(p: ConvProblem, config: DirectConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run ``config`` on random data in the interpreter, against float64; returns x and the weight."""
+    dtype, channels = getattr(torch, p.dtype), p.out_shape[1]
+    x = torch.randn(p.n, p.c, p.h, p.w).to(dtype)
+    weight = (torch.randn(channels, 1, p.kh, p.kw) / (p.kh * p.kw) ** 0.5).to(dtype)
+    bias = torch.randn(channels).to(dtype) if p.epilogue.bias else None
+    residual = torch.randn(p.out_shape).to(dtype) if p.epilogue.residual else None
+    out = DIRECT.launch(p, config, x, DIRECT.pack(weight, p, config), bias, residual)
+    options = {"padding": p.padding, "stride": p.stride, "dilation": p.dilation}
+    assert_accurate(out, x, weight, bias, p.epilogue.activation, residual, **options)
+    return x, weight
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize(
-    "shape", [(2, 2, 8, 16, 3), (1, 2, 7, 12, 5), (3, 1, 5, 14, 3), (1, 1, 9, 7, 5), (2, 1, 2, 3, 7)], ids=str
+    "shape", [(2, 2, 8, 16, 3), (1, 2, 7, 12, 5), (3, 1, 5, 14, 3), (1, 1, 9, 7, 3), (2, 1, 3, 3, 5)], ids=str
 )
 def test_every_config_is_right(shape: tuple[int, int, int, int, int], dtype: str):
-    """Rows of 16, 12, 14, 7 and 3 columns: vectors of eight, four, two and one; odd numbers of rows for two a lane."""
+    """Rows of 16, 12, 14, 7 and 3 columns: vectors of eight, four, two and one; numbers of rows that no group divides."""
     p = problem(*shape, dtype)
-    x = torch.randn(p.n, p.c, p.h, p.w).to(getattr(torch, dtype))
-    weight = (torch.randn(p.c, 1, p.kh, p.kw) / p.kh).to(x.dtype)
-    bias, residual = torch.randn(p.c).to(x.dtype), torch.randn(p.out_shape).to(x.dtype)
     configs = DIRECT.configs(p, H100)
-    assert {c.rows for c in configs} == {1, 2}
+    assert {c.rows for c in configs} >= {1, 2}
     for config in configs:
-        out = DIRECT.launch(p, config, x, weight, bias, residual)
-        assert_accurate(out, x, weight, bias, "silu", residual, padding=p.padding)
+        run(p, config)
 
 
-def test_two_rows_a_lane_only_where_they_can_be_unrolled():
-    assert {c.rows for c in DIRECT.configs(problem(1, 8, 32, 32, 9), H100)} == {1}
-    assert {c.rows for c in DIRECT.configs(problem(1, 8, 32, 32, 3, stride=2), H100)} == {1}
-    assert {c.rows for c in DIRECT.configs(problem(1, 8, 1, 32, 3), H100)} == {1}
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sample_of_problems_and_configs_is_right(seed: int):
+    """Strides, dilations, multipliers, even and rectangular kernels, paddings, epilogues, each with one of its configs."""
+    rng = random.Random(seed)
+    for _ in range(8):
+        p = draw(rng)
+        assert DIRECT.supports(p, H100) is None
+        config = rng.choice(DIRECT.configs(p, H100))
+        print(p, p.padding, config)
+        run(p, config)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"kh": 3, "kw": 3, "dilation": (18, 18), "padding": (18, 18), "w": 40},  # atrous pyramids; vectors that nobody reads
+     {"kh": 2, "kw": 4, "dilation": (1, 1), "stride": (2, 4), "padding": (0, 0), "w": 32},  # patches
+     {"c": 1, "kh": 51, "kw": 5, "padding": (25, 2), "h": 4}, {"c": 1, "kh": 5, "kw": 51, "padding": (2, 25), "h": 4}],
+    ids=str,
+)  # fmt: skip
+def test_wide_footprints(fields: dict):
+    p = replace(ConvProblem(1, 2, 16, 32, 3, 3, dtype="float16", multiplier=2), **fields)
+    for rows in {c.rows for c in DIRECT.configs(p, H100)}:
+        run(p, DirectConfig(64, 2, rows))
+
+
+def test_counted_work_is_what_the_kernel_does(recorded):
+    """Random problems and configs: multiply-adds and bytes of the estimate equal those recorded, and the result is right."""
+    rng = random.Random(1)
+    shared = 0
+    for _ in range(20):
+        p = draw(rng, ("float16", "float32"), epilogue=Epilogue())
+        config = rng.choice(DIRECT.configs(p, H100))
+        recorded.clear()
+        x, weight = run(p, config)
+        counted = work(p, config)
+        assert recorded.programs == counted.programs, (p, config)
+        assert recorded.products == DIRECT.issued_macs(p, config), (p, config)
+        assert recorded.bytes_of(x) == counted.image_bytes, (p, config)
+        assert recorded.bytes_of(weight) == counted.weight_bytes, (p, config)
+        distinct = recorded.distinct_bytes_of(x)
+        assert distinct <= counted.image_distinct_bytes <= counted.image_bytes, (p, config)
+        shared += counted.image_distinct_bytes < counted.image_bytes
+    assert shared > 5, "rows that programs read again were drawn"
+
+
+def test_distinct_bytes_are_close_where_programs_own_whole_rows(recorded):
+    p = ConvProblem(2, 1, 32, 32, 5, 5, padding=(2, 2), dtype="float16")
+    for config in DIRECT.configs(p, H100):
+        recorded.clear()
+        x, _ = run(p, config)
+        assert recorded.distinct_bytes_of(x) == work(p, config).image_distinct_bytes
+
+
+def test_rows_of_a_lane():
+    """More than one where output rows share input rows and the compiler can unroll them within seconds."""
+
+    def rows(p: ConvProblem) -> set[int]:
+        return {c.rows for c in DIRECT.configs(p, H100)}
+
+    assert rows(problem(1, 8, 32, 32, 3)) == rows(problem(1, 8, 32, 32, 5)) == {1, 2, 4}
+    assert rows(problem(1, 8, 56, 56, 7)) == {1, 2}
+    assert rows(problem(1, 8, 7, 7, 7)) == rows(problem(1, 8, 32, 32, 9)) == {1}
+    assert rows(problem(1, 8, 32, 32, 3, stride=2)) == {1, 2, 4}
+    assert rows(problem(1, 8, 1, 32, 3)) == {1}
+    assert rows(replace(problem(1, 8, 32, 32, 3), dilation=(2, 2))) == {1}
+    assert rows(replace(problem(1, 8, 32, 32, 3, stride=2), dilation=(2, 1))) == {1, 2, 4}
+    assert rows(replace(problem(1, 8, 32, 32, 3), stride=(3, 1))) == {1}
+
+
+def test_refusals():
+    assert "at most 128 fit in registers" in str(DIRECT.supports(problem(1, 1, 8, 200, 123), H100))
+    assert DIRECT.supports(problem(1, 1, 8, 200, 121), H100) is None
+    spread = replace(problem(1, 1, 8, 200, 17), dilation=(1, 8))
+    assert "dilation 8 use 136 input columns" in str(DIRECT.supports(spread, H100))
+    assert DIRECT.supports(replace(spread, kw=15), H100) is None
+    assert "IEEE" in str(DIRECT.supports(replace(problem(1, 1, 8, 8, 3, "float32"), precision="tf32"), H100))
+    assert "float64" in str(DIRECT.supports(problem(1, 1, 8, 8, 3, "float64"), H100))
 
 
 def test_issued_macs_count_every_lane():
     p, config = problem(2, 3, 14, 14, 5), DirectConfig(block=64, num_warps=2, rows=2)
     lanes = 2 * 7 * 2  # images, pairs of rows, groups of eight columns: one block of 64 a channel
     assert lanes <= config.block
+    assert blocks(p, config) == 1
     assert DIRECT.issued_macs(p, config) == 3 * 64 * OUTPUTS_PER_LANE * 2 * 25
     assert DIRECT.bank_bytes(p, config) == 0
 
@@ -72,3 +175,21 @@ def test_an_estimate_moves_only_with_its_limiter(monkeypatch):
                         assert after == before
                     assert (after.seconds > before.seconds) or before.limiter != limiter
     assert {"dram", "issue"} <= limiters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_compiled(arch: str):
+    """A sample of problems and configs: no spills, no shared memory at stride 1, image loads as wide as the pitch allows."""
+    rng, cases, posed = random.Random(arch), [], []
+    for _ in range(5):
+        p = draw(rng, n=64, c=96, h=56)
+        number = rng.randrange(len(DIRECT.configs(p, device.for_arch(arch))))
+        epilogue = (p.epilogue.bias, p.epilogue.activation, False)
+        fields = {k: v for k, v in asdict(p).items() if k != "epilogue"}
+        cases.append((arch, "direct", fields, epilogue, number))
+        posed.append(p)
+    for p, report in zip(posed, compile_all(cases), strict=True):
+        assert report["spill_bytes"] == 0, p
+        assert report["loop"]["mma"] == 0
+        assert str(image_vector(p) * p.itemsize) in report["loop"]["loads"], p

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
-from math import ceil, prod
+from dataclasses import replace
+from math import ceil
 
-import numpy as np
 import pytest
 import torch
 from numerics import assert_accurate
@@ -26,47 +25,6 @@ LAYERS = {"31 on 56": (56, 31), "29 on 28": (28, 29), "27 on 14": (14, 27), "13 
 def problem(n: int, c: int, h: int, w: int, kh: int, kw: int, dtype: str = "float16", **options) -> ConvProblem:
     options.setdefault("padding", (kh // 2, kw // 2))
     return ConvProblem(n, c, h, w, kh, kw, dtype=dtype, epilogue=Epilogue(bias=True, activation="relu"), **options)
-
-
-@dataclass
-class Recorder:
-    """What the interpreter did: (M, K, N) of each ``tl.dot``, and the bytes of unmasked loads by the tensor they read."""
-
-    dots: list[tuple[int, int, int]] = field(default_factory=list)
-    addresses: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def macs(self) -> int:
-        return sum(map(prod, self.dots))
-
-    def bytes_of(self, tensor: torch.Tensor) -> int:
-        begin = tensor.data_ptr()
-        inside = ((a >= begin) & (a < begin + tensor.nbytes) for a in self.addresses)
-        return sum(int(i.sum()) for i in inside) * tensor.element_size()
-
-    def clear(self) -> None:
-        self.dots.clear()
-        self.addresses.clear()
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    recorder = Recorder()
-    dot, load = InterpreterBuilder.create_dot, InterpreterBuilder.create_masked_load
-
-    def create_dot(self, a, b, *rest):
-        recorder.dots.append((*a.data.shape, b.data.shape[1]))
-        return dot(self, a, b, *rest)
-
-    def create_masked_load(self, pointers, mask, *rest):
-        recorder.addresses.append(pointers.data[np.broadcast_to(mask.data, pointers.data.shape)])
-        return load(self, pointers, mask, *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", create_masked_load)
-    return recorder
 
 
 def run(p: ConvProblem, config: ToeplitzConfig) -> tuple[torch.Tensor, torch.Tensor]:

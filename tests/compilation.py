@@ -1,0 +1,41 @@
+"""Compile kernels for a GPU that need not be here. The suite interprets kernels, so this happens in a process of its own where
+TRITON_INTERPRET is unset."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+COMPILE = """
+import dataclasses, json, sys
+from lk_triton import device, inspector
+from lk_triton.algorithms import registry
+from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.tuning.plan import plan
+
+for line in sys.stdin:
+    arch, algorithm, fields, epilogue, number = json.loads(line)
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    problem = ConvProblem(**fields, epilogue=Epilogue(*epilogue))
+    if number is None:
+        config = plan(problem, device.for_arch(arch), algorithm).config
+    else:
+        config = registry.get(algorithm).configs(problem, device.for_arch(arch))[number]
+    report = dataclasses.asdict(inspector.compile_launch(inspector.meta_launch(problem, algorithm, config), arch))
+    report.pop("disassembly")
+    print(json.dumps(report), flush=True)
+"""
+
+
+def compile_all(cases: list[tuple]) -> list[dict]:
+    """Compile what each (arch, algorithm, problem fields, epilogue) would run; a fifth item numbers another legal config."""
+    cases = [case if len(case) == 5 else (*case, None) for case in cases]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    lines = "\n".join(map(json.dumps, cases))
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE], input=lines, capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
