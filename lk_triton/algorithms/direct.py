@@ -31,8 +31,9 @@ from .direct_work import (
     work,
 )
 
-MAX_COLUMNS = 128
-"""Most input columns of a row that a lane uses: all of them are in registers at once, as float32."""
+MAX_COLUMNS = 108
+"""Most input columns of a row that a lane uses (101 taps at stride 1): all of them are in registers at once, as float32.
+Rows of odd width, whose every column is a load of its own, spill from about 80 on."""
 
 MAX_UNROLLED = 3600
 """Most vectors of input rows times filter taps times output rows of a lane that are unrolled: the compiler's time follows

@@ -138,11 +138,11 @@ def test_rows_of_a_lane():
 
 
 def test_refusals():
-    assert "at most 128 fit in registers" in str(DIRECT.supports(problem(1, 1, 8, 200, 123), H100))
-    assert DIRECT.supports(problem(1, 1, 8, 200, 121), H100) is None
+    assert "at most 108 fit in registers" in str(DIRECT.supports(problem(1, 1, 8, 200, 103), H100))
+    assert DIRECT.supports(problem(1, 1, 8, 200, 101), H100) is None
     spread = replace(problem(1, 1, 8, 200, 17), dilation=(1, 8))
     assert "dilation 8 use 136 input columns" in str(DIRECT.supports(spread, H100))
-    assert DIRECT.supports(replace(spread, kw=15), H100) is None
+    assert DIRECT.supports(replace(spread, kw=13), H100) is None
     assert "IEEE" in str(DIRECT.supports(replace(problem(1, 1, 8, 8, 3, "float32"), precision="tf32"), H100))
     assert "float64" in str(DIRECT.supports(problem(1, 1, 8, 8, 3, "float64"), H100))
 
