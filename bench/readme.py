@@ -86,16 +86,16 @@ def line(name: str, ours: Row, peer: Row) -> tuple[str, ...]:
     )
 
 
-def rewrite(text: str, content: str) -> str:
-    """``text`` with ``content`` between the markers.
+def rewrite(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
+    """``text`` with ``content`` between the markers ``begin`` and ``end``.
 
     Raises:
         UsageError: the text does not have each marker once.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise usage.UsageError(f"expected the lines {BEGIN!r} and {END!r}, once each")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise usage.UsageError(f"expected the lines {begin!r} and {end!r}, once each")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,12 @@
 """What Triton makes of a ``tl.dot`` on each family of matrix units, and what that asks of an SM.
 
 Every statement about code was found by compiling ``toeplitz`` for sm_80, sm_90, sm_100, sm_103, sm_120 and gfx942 with
-Triton 3.8. What says "assumed" was neither found in a source nor measured.
+Triton 3.6 and 3.8. What says "assumed" was neither found in a source nor measured.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..device import Device
 
@@ -19,8 +19,7 @@ TENSOR_MEMORY_BYTES_PER_CLOCK = 512
 Assumed."""
 
 
-@dataclass(frozen=True)
-class Dot:
+class Dot(NamedTuple):
     """The products of one step of one program, [m, k] @ [k, n].
 
     Attributes:
@@ -83,15 +82,19 @@ class Dot:
 
     @property
     def tensor_columns(self) -> int:
-        """Columns of tensor memory that a program takes: a power of two, at least 32; each is 128 lanes of 4 bytes.
+        """Columns of tensor memory that a program takes, at most: a power of two, at least 32; each is 128 lanes of 4 bytes.
 
-        Accumulators: one set per part, because between two parts they go through registers. Two sets of 64 rows share
-        columns, one leaves half of its lanes empty. A split operand lies there too.
+        One set of accumulators per part, because between two parts they go through registers. Two sets of 64 rows share
+        columns, one leaves half of its lanes empty. Where operands are split, one of them lies there too, and Triton 3.6 gives
+        each of the three products a set of its own.
         """
         if self.kind != "tcgen05":
             return 0
-        columns = max(self.parts * self.m, 128) * self.n // 128
-        columns += -(-self.m // 128) * self.longest if self.split else 0
+        blocks = -(-self.m // 128)
+        if self.split:
+            columns = blocks * (3 * self.parts * self.n + self.longest)
+        else:
+            columns = max(self.parts * self.m, 128) * self.n // 128
         return max(32, 1 << (columns - 1).bit_length())
 
     @property

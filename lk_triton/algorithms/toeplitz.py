@@ -21,7 +21,7 @@ from .base import (
     plane_arguments,
     roofline,
 )
-from .dot import TENSOR_MEMORY_BYTES_PER_CLOCK
+from .dot import TENSOR_MEMORY_BYTES_PER_CLOCK, Dot
 from .toeplitz_work import (
     WINDOWS,
     ToeplitzConfig,
@@ -111,15 +111,15 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         shared = counted.steps * config.step_k * (dot.operand_reads + config.tiles + config.outputs) * size
         shared += (0 if image_bypasses else counted.image_bytes) + (0 if bank_bypasses else counted.bank_bytes)
         bank_l2 = counted.bank_bytes if bank_bypasses else counted.bank_rows_bytes
-        issued = counted.steps * config.num_warps * _instructions(problem, config, device)
-        rounds = ceil(per_sm / _programs_per_sm(problem, config, device))
+        issued = counted.steps * config.num_warps * _instructions(problem, config, dot)
+        rounds = ceil(per_sm / _programs_per_sm(problem, config, dot, device))
         overlap = max(config.num_stages - 1, 0.5)
         # the next part's products wait for the accumulators
         copied = counted.steps * dot.accumulator_copies / (TENSOR_MEMORY_BYTES_PER_CLOCK * device.clocks)
         return roofline(
             problem,
             device,
-            mma=(2 * counted.macs / _mma_rate(problem, config, device) + copied) * fullest,
+            mma=(2 * counted.macs / _mma_rate(problem, config, dot, device) + copied) * fullest,
             smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest,
             l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest,
             issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
@@ -202,7 +202,7 @@ def _tile_shapes(problem: ConvProblem) -> list[tuple[int, int]]:
 
 
 def _windows(problem: ConvProblem, rows: int, columns: int, device: Device) -> list[tuple[tuple[int, int], int]]:
-    """(window, step_rows): one row a step, or several where rows are so short that a step's K stays at most 64.
+    """(window, step_rows): one row a step, or several where the window is so narrow that a step's K stays at most 64.
 
     With tcgen05 also the next window of one part, because two parts move their accumulators.
     """
@@ -212,31 +212,30 @@ def _windows(problem: ConvProblem, rows: int, columns: int, device: Device) -> l
     found = [(window, 1)] if window[0] >= 16 else [((16, 0), 1)]
     if window[1] > 0 and device.mma_family == "tcgen05" and 2 * window[0] <= sum(WINDOWS[-1]):
         found.append(((2 * window[0], 0), 1))
-    if window[1] == 0 and rows * columns >= problem.oh * problem.ow // 2:
+    if window[1] == 0:
         found += [(window, d) for d in (2, 4, 8) if 16 <= d * window[0] <= 64 and d < 2 * problem.h]
     return found
 
 
 def _fits(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> bool:
     """Whether the device can launch ``config`` without spills, and more warps than accumulators need are not wasted."""
-    dot = dot_of(problem, config, device)
     accumulators = config.tiles * config.outputs
     turn = (64 if problem.itemsize == 2 else 32) * 4 * device.warp_size
     if accumulators < turn if config.num_warps == 8 else accumulators > turn:
         return False
+    dot = dot_of(problem, config, device)
     if dot.tensor_columns > device.tensor_columns:
         return False
     limit = MAX_REGISTERS[problem.itemsize]
     if dot.kind == "mfma":
         limit = device.registers_per_sm / (device.warp_size * config.num_warps)
     # the smallest tile stays whatever it needs, so that wide float32 windows are served at all
-    in_registers = registers(problem, config, device) <= limit
-    return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config, device) <= device.shared_per_block
+    in_registers = registers(problem, config, dot) <= limit
+    return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config, dot) <= device.shared_per_block
 
 
-def _mma_rate(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
+def _mma_rate(problem: ConvProblem, config: ToeplitzConfig, dot: Dot, device: Device) -> float:
     """FLOP/s of the dots."""
-    dot = dot_of(problem, config, device)
     if problem.itemsize == 2:
         peak = device.mma_half_tflops
     elif config.precision == "ieee":
@@ -246,23 +245,23 @@ def _mma_rate(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> f
     return peak * 1e12 * MMA_SHARE * dot.share_of_peak(device)
 
 
-def _instructions(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
+def _instructions(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> float:
     """Instructions of one warp in one step: loop and barriers, each load with its address and mask, the products.
 
     Counted in offline compilations for sm_80, sm_90, sm_100 and gfx942.
     """
-    return 50 + 9 * sum(loads_per_thread(problem, config, device)) + dot_of(problem, config, device).instructions
+    return 50 + 9 * sum(loads_per_thread(problem, config, dot)) + dot.instructions
 
 
-def _programs_per_sm(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> int:
+def _programs_per_sm(problem: ConvProblem, config: ToeplitzConfig, dot: Dot, device: Device) -> int:
     """How many programs are resident on one SM."""
     limits = [
-        device.registers_per_sm / (registers(problem, config, device) * device.warp_size * config.num_warps),
-        device.shared_per_sm / shared_bytes(problem, config, device),
+        device.registers_per_sm / (registers(problem, config, dot) * device.warp_size * config.num_warps),
+        device.shared_per_sm / shared_bytes(problem, config, dot),
         device.warps_per_sm / config.num_warps,
         device.programs_per_sm,
     ]
-    if columns := dot_of(problem, config, device).tensor_columns:
+    if columns := dot.tensor_columns:
         limits.append(device.tensor_columns / columns)
     return max(1, int(min(limits)))
 

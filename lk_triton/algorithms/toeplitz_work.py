@@ -31,7 +31,7 @@ class ToeplitzConfig:
         tiles: M, tiles of a program.
         vector: bank elements per load.
         precision: how float32 products are formed; ``ieee`` for half types, where it changes nothing.
-        step_rows: input rows of a step, stacked in the dot's K. More than one is for maps whose rows fit a window.
+        step_rows: input rows of a step, stacked in the dot's K. More than one is for narrow windows.
         swap: T transposed as the A operand, tiles as N: for few tiles.
     """
 
@@ -188,9 +188,8 @@ def dot_of(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Dot:
     )  # fmt: skip
 
 
-def shared_bytes(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> int:
+def shared_bytes(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> int:
     """Shared memory of one program, an upper bound: the pipelined operands, or the accumulators on their way out."""
-    dot = dot_of(problem, config, device)
     # on AMD the newest loads wait in registers, and accumulators are stored from there unless a residual is added or warps
     # repeat each other's
     in_registers = dot.kind == "mfma"
@@ -209,28 +208,27 @@ def shared_bytes(problem: ConvProblem, config: ToeplitzConfig, device: Device) -
     return max(operands, accumulators)
 
 
-def loads_per_thread(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> tuple[float, float]:
+def loads_per_thread(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> tuple[float, float]:
     """Image and bank loads of one thread in one step."""
-    threads = device.warp_size * config.num_warps
+    threads = dot.warp_size * config.num_warps
     image = config.step_k * config.tiles / image_vector(problem) / threads
     return max(image, 1), max(config.step_k * config.outputs / config.vector / threads, 1)
 
 
-def registers(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> float:
+def registers(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> float:
     """Registers per thread, an estimate that was checked against offline compilation.
 
     Accumulators (those of tcgen05 too: they leave tensor memory all at once), addresses and a row per image load, an offset
     and a row per bank load, split or multiplied float32 operands, and about 40 for the rest. A residual is added to all
     accumulators at once. On AMD what a step loads waits in registers, and is read back into others.
     """
-    dot = dot_of(problem, config, device)
-    lanes = device.warp_size * config.num_warps
+    lanes = dot.warp_size * config.num_warps
     accumulators = config.tiles * config.outputs / lanes
     if dot.kind == "mfma":
         loaded = config.step_k * (config.tiles + config.outputs) * problem.itemsize / 4 / lanes
         waiting = 2 if problem.itemsize == 2 else 3
         return accumulators * (2 if problem.epilogue.residual else 1) + waiting * loaded + 60
-    image, bank = loads_per_thread(problem, config, device)
+    image, bank = loads_per_thread(problem, config, dot)
     loop = accumulators + 4 * image + 2 * bank + 40
     if problem.itemsize == 4:
         loop += 32 + 2 * dot.elements_per_lane

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..bench import conv, model_error, network, plot, readme
+from ..bench import conv, goals, model_error, network, plot, readme
 from ..bench.usage import UsageError
 from . import CommandError
 
@@ -13,6 +13,7 @@ PROGRAMS = {
     "network": (network, "a whole network, fused against published"),
     "plot": (plot, "a roofline of what bench conv wrote"),
     "model-error": (model_error, "the cost model's estimates against what bench conv measured"),
+    "goals": (goals, "rewrite docs/tuning.md's tables of estimates"),
     "readme": (readme, "rewrite README's table from bench/results"),
 }
 

@@ -175,7 +175,7 @@ def test_configs_fit_the_device(dtype, arch):
             configs = TOEPLITZ.configs(p, target)
             assert configs
             assert len(set(configs)) == len(configs)
-            assert all(shared_bytes(p, c, target) <= target.shared_per_block for c in configs)
+            assert all(shared_bytes(p, c, dot_of(p, c, target)) <= target.shared_per_block for c in configs)
             assert all(dot_of(p, c, target).tensor_columns <= target.tensor_columns for c in configs)
 
 
