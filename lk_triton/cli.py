@@ -37,6 +37,7 @@ def build_parser() -> Parser:
     _add_cache(subparsers.add_parser("cache", help="what was measured: where it lies, list it, delete it"))
     _add_bench(subparsers.add_parser("bench", help="measure layers and networks against their peers, and plot it"))
     _add_erf(subparsers.add_parser("erf", help="effective receptive fields: heat maps, area ratios, a report"))
+    _add_shape_bias(subparsers.add_parser("shape-bias", help="by shape or by texture: decisions on cue-conflict images"))
     return parser
 
 
@@ -147,6 +148,21 @@ def _add_erf(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_erf)
 
 
+def _add_shape_bias(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Of the decisions on images with the shape of one class and the texture of another, the share that goes by shape. "
+        "Writes the plot, the decisions as CSV, and report.html."
+    )
+    _add_models(parser)
+    parser.add_argument("--stimuli", required=True, metavar="DIR", help="images named such as cat7-elephant1.png")
+    parser.add_argument("--size", type=_positive, default=224, metavar="N", help="height and width; default: %(default)s")
+    parser.add_argument("--batch", type=_positive, default=16, metavar="N", help="images a batch; default: %(default)s")
+    parser.add_argument("--out", default="shape-bias", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:0; default: cuda where there is one, else cpu")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.set_defaults(command=_shape_bias)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from .commands.run import run
 
@@ -181,6 +197,12 @@ def _erf(arguments: argparse.Namespace) -> int:
     from .commands.erf import erf
 
     return erf(arguments)
+
+
+def _shape_bias(arguments: argparse.Namespace) -> int:
+    from .commands.shape_bias import shape_bias
+
+    return shape_bias(arguments)
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from .erf import Area, Map
+from .shape_bias import Tally, categories
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,3 +85,43 @@ def draw_heat_map(axes: Axes, values: Map, areas: Mapping[int, Area]) -> None:
                 f"{percent} %", (left, top), (3, -3), textcoords="offset points", va="top", color="white", fontsize=8,
                 bbox={"facecolor": "black", "alpha": 0.55, "pad": 1.5, "edgecolor": "none"},
             )  # fmt: skip
+
+
+MARKS = "osD^v<>Ph*X"
+MARK_COLOURS = ("#d6562b", "#2f7fd1", "#2a9d5c", "#9b59c6", "#c79a1e", "#1aa3a3", "#c2428a", "#808890")
+"""Legible on white and on near black."""
+
+
+def shape_bias(results: Mapping[str, tuple[Tally, Mapping[str, Tally]]], ink: str = INK) -> Figure:
+    """The usual plot: a row a class, a mark a model, from all texture to all shape; a line is a model's overall bias.
+
+    ``results``: model -> (overall, by class). The top row has the overall bias with its interval.
+    """
+    from matplotlib.figure import Figure
+
+    rows = ["all", *categories()]
+    figure = Figure(figsize=(7.5, 7), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for i, (name, (overall, classes)) in enumerate(results.items()):
+        colour, mark = MARK_COLOURS[i % len(MARK_COLOURS)], MARKS[i % len(MARKS)]
+        tallies = {"all": overall, **classes}
+        shift = 0.5 * ((i + 0.5) / len(results) - 0.5)  # so that marks of one bias do not hide each other
+        biases = {rows.index(row) + shift: t.bias for row, t in tallies.items() if t.bias is not None}
+        axes.scatter(list(biases.values()), list(biases), label=name, marker=mark, color=colour, s=42, zorder=3, clip_on=False)
+        interval = overall.interval()
+        if overall.bias is not None and interval is not None:
+            axes.axvline(overall.bias, color=colour, linewidth=1.2, alpha=0.7, zorder=1)
+            axes.plot(interval, (shift, shift), color=colour, linewidth=3, alpha=0.6, zorder=2, solid_capstyle="round")
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows)
+    axes.set_xlabel("share of shape decisions", color=ink)
+    top = axes.secondary_xaxis("top", functions=(lambda x: 1 - x, lambda x: 1 - x))
+    top.set_xlabel("share of texture decisions", color=ink)
+    for each in (axes, top):
+        each.tick_params(colors=ink, length=0, pad=8)
+        each.spines[:].set_visible(False)
+    axes.grid(color=ink, alpha=0.12)
+    axes.axhline(0.5, color=ink, alpha=0.5, linewidth=0.8)
+    axes.set_axisbelow(True)
+    columns = max(1, 72 // (max(map(len, results)) + 8))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, labelcolor=ink)
+    return figure

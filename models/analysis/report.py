@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -54,7 +55,7 @@ class Report:
 
         template = (resources.files(__package__ or "") / "report.html").read_text(encoding="utf-8")
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        environment.filters["data_uri"] = data_uri
+        environment.filters |= {"data_uri": data_uri, "breakable": breakable}
         return environment.from_string(template).render(report=self)
 
     def write(self, file: Path) -> None:
@@ -65,6 +66,13 @@ class Report:
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def breakable(text: str) -> str:
+    """Text as HTML that may break after the marks inside a model's name or a path."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([_:./])(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
 def data_uri(png: bytes) -> str:
