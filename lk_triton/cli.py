@@ -38,6 +38,7 @@ def build_parser() -> Parser:
     _add_bench(subparsers.add_parser("bench", help="measure layers and networks against their peers, and plot it"))
     _add_erf(subparsers.add_parser("erf", help="effective receptive fields: heat maps, area ratios, a report"))
     _add_shape_bias(subparsers.add_parser("shape-bias", help="by shape or by texture: decisions on cue-conflict images"))
+    _add_kernels(subparsers.add_parser("kernels", help="where the weight of the large kernels lies, before and after merging"))
     return parser
 
 
@@ -163,6 +164,19 @@ def _add_shape_bias(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_shape_bias)
 
 
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Mean |w| per tap of each stage's depthwise kernels, before and after the branches are merged: pictures, the share of "
+        "the central 3x3, the effective size. Writes kernels.csv, maps.npz, kernels.png and report.html."
+    )
+    parser.add_argument("models", nargs=1, metavar="MODEL", help="one of ours, of timm's, or package.module:function")
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="F", help="weights; without them they are random")
+    parser.add_argument("--pretrained", action="store_true", help="let timm fetch the weights of its models")
+    parser.add_argument("--out", default="kernels", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.set_defaults(command=_kernels)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from .commands.run import run
 
@@ -203,6 +217,12 @@ def _shape_bias(arguments: argparse.Namespace) -> int:
     from .commands.shape_bias import shape_bias
 
     return shape_bias(arguments)
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    from .commands.kernels import kernels
+
+    return kernels(arguments)
 
 
 def _positive(text: str) -> int:

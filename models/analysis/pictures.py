@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .erf import Area, Map
+from .kernel_maps import Stage
 from .shape_bias import Tally, categories
 
 if TYPE_CHECKING:
@@ -85,6 +86,26 @@ def draw_heat_map(axes: Axes, values: Map, areas: Mapping[int, Area]) -> None:
                 f"{percent} %", (left, top), (3, -3), textcoords="offset points", va="top", color="white", fontsize=8,
                 bbox={"facecolor": "black", "alpha": 0.55, "pad": 1.5, "edgecolor": "none"},
             )  # fmt: skip
+
+
+def kernel_maps(stages: Sequence[Stage], ink: str = INK) -> Figure:
+    """A column a stage: mean |w| per tap, above before the merge and below after it, each stage in one range of colours."""
+    from matplotlib.figure import Figure
+
+    rows = ("before", "after") if any(stage.before is not None for stage in stages) else ("after",)
+    figure = Figure(figsize=(3 * len(stages), 3 * len(rows) + 0.3), dpi=130, layout="constrained")
+    panels = figure.subplots(len(rows), len(stages), squeeze=False)
+    for column, stage in enumerate(stages):
+        maps = [getattr(stage, row) for row in rows]
+        most = max(values.max() for values in maps if values is not None)
+        for axes, row, values in zip(panels[:, column], rows, maps, strict=True):
+            axes.set_axis_off()
+            if values is not None:
+                axes.imshow(values, cmap=COLOURS, vmin=0, vmax=most, interpolation="nearest")
+                kh, kw = values.shape
+                merging = f", {row} merging" if len(rows) > 1 else ""
+                axes.set_title(f"{kh}x{kw}{merging}", color=ink, fontsize=10)
+    return figure
 
 
 MARKS = "osD^v<>Ph*X"
