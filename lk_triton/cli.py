@@ -39,6 +39,7 @@ def build_parser() -> Parser:
     _add_erf(subparsers.add_parser("erf", help="effective receptive fields: heat maps, area ratios, a report"))
     _add_shape_bias(subparsers.add_parser("shape-bias", help="by shape or by texture: decisions on cue-conflict images"))
     _add_kernels(subparsers.add_parser("kernels", help="where the weight of the large kernels lies, before and after merging"))
+    _add_study(subparsers.add_parser("study", help="what each step in kernel size costs, beside the published accuracies"))
     return parser
 
 
@@ -177,6 +178,24 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_kernels)
 
 
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    subparsers = parser.add_subparsers(required=True, metavar="WHAT", parser_class=Parser)
+    parser = subparsers.add_parser("kernel-size", help="RepLKNet-31B with kernels from 3x3 to 31x31")
+    parser.description = (
+        "Parameters, FLOPs, estimated and measured latency of RepLKNet-31B with kernels from 3x3 to 31x31, with our kernels "
+        "and with torch's, beside the published accuracies. Writes kernel_size.csv, kernel_size.png and report.html."
+    )
+    parser.add_argument("--batch", type=_positive, metavar="N", help="images measured at once; default: 64 on a GPU, else 1")
+    parser.add_argument("--size", type=_positive, default=224, metavar="N", help="height and width; default: %(default)s")
+    parser.add_argument("--dtype", type=_dtype, metavar="T", help="fp32, fp16 or bf16; default: fp16 on cuda, else fp32")
+    parser.add_argument("--device", metavar="D", help="where to measure; default: cuda where there is one, else cpu")
+    parser.add_argument("--arch", metavar="A", help="estimate for it, such as sm_80 or h200; default: this GPU, else h100")
+    parser.add_argument("--no-measure", action="store_true", help="count and estimate only")
+    parser.add_argument("--out", default="kernel-size", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_kernel_size)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from .commands.run import run
 
@@ -223,6 +242,12 @@ def _kernels(arguments: argparse.Namespace) -> int:
     from .commands.kernels import kernels
 
     return kernels(arguments)
+
+
+def _kernel_size(arguments: argparse.Namespace) -> int:
+    from .commands.study import kernel_size
+
+    return kernel_size(arguments)
 
 
 def _positive(text: str) -> int:

@@ -84,8 +84,9 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("page", "line", "command"), [(p, *c) for p in PAGES for c in commands(p)],
                          ids=lambda v: v.name if isinstance(v, Path) else str(v))  # fmt: skip
 def test_commands_run(page: Path, line: int, command: str, checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    for file in ("photo.jpg", "photos/a.jpg", "photos/b.png"):
+    for folder in ("photos", "stimuli"):
+        (tmp_path / folder).mkdir()
+    for file in ("photo.jpg", "photos/a.jpg", "photos/b.png", "stimuli/cat1-dog1.png", "stimuli/dog1-car1.png"):
         images.sample().save(tmp_path / file)
     (tmp_path / checkpoint.name).symlink_to(checkpoint)
     words = shlex.split(command, comments=True)

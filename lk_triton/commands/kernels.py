@@ -84,7 +84,7 @@ def write(
     light, dark = pictures.two_inks(lambda ink: pictures.kernel_maps(stages, ink))
     (out / "kernels.png").write_bytes(pictures.on_white(light))
     caption = "Mean |w| of each tap over the layers and channels of a stage, BatchNorms folded in; each stage in its own range"
-    layers = [(str(number), stage.title, ", ".join(stage.names)) for number, stage in enumerate(stages, 1)]
+    layers = [(str(number), stage.title, stage.names[0], stage.names[-1]) for number, stage in enumerate(stages, 1)]
     page = report.Report(
         f"Kernels of {name}",
         "Where the weight of the depthwise kernels lies: in the large branch alone, before merging, and in the kernel that "
@@ -92,7 +92,7 @@ def write(
         [
             report.Section("Stages", pictures=[report.Picture(light, caption, dark)],
                            table=report.Table(HEADERS, [cells(row) for row in found]), wide=True),
-            report.Section("Layers", table=report.Table(("stage", "shape", "modules"), layers)),
+            report.Section("Layers", table=report.Table(("stage", "shape", "first module", "last module"), layers)),
         ],
         [backbones.random_warning(name)] if untrained else [], [("weights", weights), *output.facts()],
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .erf import Area, Map
 from .kernel_maps import Stage
@@ -105,6 +105,30 @@ def kernel_maps(stages: Sequence[Stage], ink: str = INK) -> Figure:
                 kh, kw = values.shape
                 merging = f", {row} merging" if len(rows) > 1 else ""
                 axes.set_title(f"{kh}x{kw}{merging}", color=ink, fontsize=10)
+    return figure
+
+
+def kernel_size(rows: Sequence[Mapping[str, Any]], ink: str = INK) -> Figure:
+    """Relative to the first row: estimated time with torch's kernels and with ours; beside it the published top-1."""
+    from matplotlib.figure import Figure
+
+    names = [row["kernels"] for row in rows]
+    figure = Figure(figsize=(8.4, 3.4), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for key, label, colour, mark in (
+        ("estimate_torch_us", "torch's kernels", MARK_COLOURS[1], "s"), ("estimate_us", "our kernels", MARK_COLOURS[0], "o"),
+    ):  # fmt: skip
+        left.plot(names, [row[key] / rows[0][key] for row in rows], marker=mark, color=colour, label=label)
+    left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:g}x")
+    left.set_title("depthwise layers, estimated: time over that of 3x3", color=ink, fontsize=10)
+    left.legend(frameon=False, labelcolor=ink)
+    right.plot(names, [row["published_top1"] for row in rows], marker="D", color=MARK_COLOURS[2])
+    right.set_title("ImageNet top-1, published", color=ink, fontsize=10)
+    for axes in (left, right):
+        axes.tick_params(colors=ink, which="both", length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+        axes.grid(color=ink, alpha=0.12)
     return figure
 
 
