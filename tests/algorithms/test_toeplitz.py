@@ -83,22 +83,26 @@ def test_counted_work_is_what_the_kernel_does(recorded):
     assert len(seen) == 4, "all of plain, swapped, several rows a step, and both were drawn"
 
 
-def test_an_estimate_moves_only_with_its_limiter(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("h100", {"mma", "smem", "issue", "dram"}), ("b200", {"mma", "smem", "l2"}), ("mi300x", {"mma", "issue", "dram"})],
+)
+def test_an_estimate_moves_only_with_its_limiter(name, expected, monkeypatch):
     """Halving one device fact slows exactly the configs that it limits, or that it limits once halved. The launch, which is
     added to all, is taken out."""
     monkeypatch.setattr(base, "LAUNCH_SECONDS", 0.0)
-    h100 = device.TABLE["h100"]
+    target = device.TABLE[name]
     facts = {"mma": "mma_half_tflops", "smem": "shared_bytes_per_clock", "l2": "l2_gbps", "issue": "issue_per_clock",
              "dram": "dram_gbps"}  # fmt: skip
     limiters = set()
     for size, kernel in LAYERS.values():
         for n in (1, 64):
             p = problem(n, 256, size, size, kernel, kernel)
-            for config in TOEPLITZ.configs(p, h100)[::7]:
-                before = TOEPLITZ.estimate(p, config, h100)
+            for config in TOEPLITZ.configs(p, target)[::13]:
+                before = TOEPLITZ.estimate(p, config, target)
                 limiters.add(before.limiter)
                 for limiter, fact in facts.items():
-                    half = replace(h100, **{fact: getattr(h100, fact) / 2})
+                    half = replace(target, **{fact: getattr(target, fact) / 2})
                     after = TOEPLITZ.estimate(p, config, half)
                     if after.limiter == limiter:
                         assert after.seconds >= before.seconds
@@ -106,7 +110,7 @@ def test_an_estimate_moves_only_with_its_limiter(monkeypatch):
                         assert after == before
                     if before.limiter == limiter:
                         assert after.seconds > before.seconds
-    assert {"mma", "smem", "issue", "dram"} <= limiters
+    assert expected <= limiters
 
 
 @pytest.mark.parametrize(
