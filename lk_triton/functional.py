@@ -10,14 +10,13 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from . import device as devices
-from . import library
+from . import library, library_dense
 from .algorithms import registry, torch_
-from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, output_size, pair, same_padding
+from .checks import check_dense, check_depthwise
+from .problem import ConvProblem, DenseProblem, Problem
 from .recorder import problems_of
 from .tuning import tuner
 from .tuning.plan import Plan, at_least_one_image, plan, refusal
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def depthwise_conv2d(
@@ -75,7 +74,7 @@ def dispatch(
     bank_format: str | None = None,
 ) -> Tensor:
     """``depthwise_conv2d`` with packed weights, for modules that hold them. Not public."""
-    stride, padding, dilation = check(x, weight, bias, residual, activation, padding, stride, dilation, precision)
+    stride, padding, dilation = check_depthwise(x, weight, bias, residual, activation, padding, stride, dilation, precision)
     if algorithm != "auto":
         registry.get(algorithm)
     if not _needs_grad(x, weight, bias, residual):
@@ -84,6 +83,100 @@ def dispatch(
         )
     _check_gradients(algorithm)
     y = library.op(x, weight, bias, None, None, stride, padding, dilation, None, precision, "torch", None)
+    y = torch_.activate(y, activation)
+    return y if residual is None else y + residual.to(y.dtype)
+
+
+def pointwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+) -> Tensor:
+    """1x1 convolution with its epilogue: ``activation(conv(x, weight) + bias) + residual``, one matrix product for the batch.
+
+    Args:
+        x: (N, Cin, H, W), float32, float16 or bfloat16 (float64 by torch only). Channel-major memory (docs/kernels.md) is
+            fastest; any N and C strides are served. channels_last in means channels_last out.
+        weight: (Cout, Cin, 1, 1), the dtype of x.
+        bias: (Cout,) or None.
+        activation: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``.
+        residual: (N, Cout, H, W), added after the activation, or None.
+        precision: float32 only: ``"ieee"``, ``"tf32x3"`` or ``"tf32"``; None follows torch's flag for convolutions
+            (``torch.backends.cudnn.conv.fp32_precision``).
+        algorithm: ``"auto"``, or ``"pointwise"``, ``"cublas"``, ``"onednn"``, ``"torch"`` to force one.
+
+    Returns:
+        (N, Cout, H, W) in the dtype and layout of x. Accumulation is in float32.
+
+    Raises:
+        TypeError: unsupported or mixed dtypes (outside autocast).
+        ValueError: wrong rank, shape, device or option; or a forced algorithm that cannot serve (the text says why).
+    """
+    if isinstance(weight, Tensor) and weight.dim() == 4 and tuple(weight.shape[2:]) != (1, 1):
+        raise ValueError(f"a 1x1 weight must be (Cout, Cin, 1, 1), got shape {tuple(weight.shape)}: use dense_conv2d")
+    return dispatch_dense(x, weight, bias, residual, activation, 1, 0, precision, None, algorithm)
+
+
+def dense_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    precision: str | None = None,
+    out_layout: str | None = None,
+    algorithm: str = "auto",
+) -> Tensor:
+    """Convolution over all channels with its epilogue, for a network's first layer and for 1x1 convolutions.
+
+    Args:
+        x, bias, activation, residual, precision: as ``pointwise_conv2d``.
+        weight: (Cout, Cin, KH, KW), the dtype of x.
+        stride, padding: an int or (h, w).
+        out_layout: ``"nchw"`` (contiguous), ``"channel_major"``, or None for the layout of x (docs/kernels.md).
+        algorithm: ``"auto"``, or as ``pointwise_conv2d``, or ``"stem"``.
+
+    Returns:
+        (N, Cout, OH, OW) in the dtype of x and in ``out_layout``.
+
+    Raises:
+        What ``pointwise_conv2d`` raises.
+    """
+    return dispatch_dense(x, weight, bias, residual, activation, stride, padding, precision, out_layout, algorithm)
+
+
+def dispatch_dense(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    precision: str | None,
+    out_layout: str | None = None,
+    algorithm: str = "auto",
+    bank: Tensor | None = None,
+    bank_format: str | None = None,
+) -> Tensor:
+    """``dense_conv2d`` with packed weights, for modules that hold them. Not public."""
+    stride, padding = check_dense(x, weight, bias, residual, activation, stride, padding, precision, out_layout)
+    if algorithm != "auto":
+        registry.get(algorithm)
+    if not _needs_grad(x, weight, bias, residual):
+        return library_dense.op(
+            x, weight, bias, residual, bank, stride, padding, activation, precision, out_layout, algorithm, bank_format
+        )
+    _check_gradients(algorithm)
+    y = library_dense.op(x, weight, bias, None, None, stride, padding, None, precision, out_layout, "torch", None)
     y = torch_.activate(y, activation)
     return y if residual is None else y + residual.to(y.dtype)
 
@@ -100,85 +193,6 @@ def _check_gradients(algorithm: str) -> None:
         )
 
 
-def check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    padding: str | int | Sequence[int],
-    stride: int | Sequence[int],
-    dilation: int | Sequence[int],
-    precision: str | None,
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Validate a call; returns stride, padding and dilation as pairs. Raises what ``depthwise_conv2d`` documents."""
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
-        if tensor is not None and not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if x.dim() != 4:
-        raise ValueError(f"x must be (N, C, H, W), got shape {tuple(x.shape)}; add a batch dimension with x[None]")
-    if weight.dim() != 4:
-        raise ValueError(f"weight must be (C * multiplier, 1, KH, KW), got shape {tuple(weight.shape)}")
-    c, out_channels = x.shape[1], weight.shape[0]
-    if c == 0 or weight.shape[1] != 1 or out_channels == 0 or out_channels % c:
-        raise ValueError(
-            f"a depthwise weight for {c} channels must be (C * multiplier, 1, KH, KW) with C = {c} >= 1, got shape "
-            f"{tuple(weight.shape)}: x and weight disagree on the groups"
-        )
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"precision must be None or one of {', '.join(PRECISIONS)}, got {precision!r}")
-    _check_dtypes(x, weight, bias, residual)
-    if precision is not None and x.dtype != torch.float32:
-        raise ValueError(f"precision={precision!r} is for float32 only, got {x.dtype}: pass precision=None")
-    stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    kh, kw = weight.shape[2], weight.shape[3]
-    if kh == 0 or kw == 0:
-        raise ValueError(f"weight has no taps: shape {tuple(weight.shape)}")
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding must be 'same', 'valid', an int or (h, w), got {padding!r}")
-        same = padding == "same"
-        padding = (same_padding(kh, dilation[0]), same_padding(kw, dilation[1])) if same else (0, 0)
-    else:
-        padding = pair("padding", padding, 0)
-    oh = output_size(x.shape[2], kh, stride[0], padding[0], dilation[0])
-    ow = output_size(x.shape[3], kw, stride[1], padding[1], dilation[1])
-    if oh < 1 or ow < 1 or x.shape[2] < 1 or x.shape[3] < 1:
-        raise ValueError(
-            f"the output would be empty ({oh}x{ow}): map {x.shape[2]}x{x.shape[3]}, kernel {kh}x{kw}, padding {padding}, "
-            f"dilation {dilation}; pad more or use a smaller kernel"
-        )
-    if bias is not None and tuple(bias.shape) != (out_channels,):
-        raise ValueError(f"bias must be ({out_channels},), got shape {tuple(bias.shape)}")
-    if residual is not None and tuple(residual.shape) != (x.shape[0], out_channels, oh, ow):
-        raise ValueError(
-            f"residual must have the output's shape {(x.shape[0], out_channels, oh, ow)}, got {tuple(residual.shape)}"
-        )
-    return stride, padding, dilation
-
-
-def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
-    tensors = {"x": x, "weight": weight, "bias": bias, "residual": residual}
-    present = {name: t for name, t in tensors.items() if t is not None}
-    places = {t.device for t in present.values()}
-    if len(places) > 1:
-        text = ", ".join(f"{name} on {t.device}" for name, t in present.items())
-        raise ValueError(f"all tensors must be on one device, got {text}: move them with .to(x.device)")
-    for name, t in present.items():
-        if t.dtype not in DTYPES:
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-            raise TypeError(f"{name} must be one of {allowed}, got {t.dtype}")
-    if library.autocast_dtype(x) is not None:
-        return
-    if len({t.dtype for t in present.values()}) > 1:
-        text = ", ".join(f"{name} {t.dtype}" for name, t in present.items())
-        raise TypeError(
-            f"all tensors must have one dtype outside autocast, got {text}: cast them, or run under torch.autocast"
-        )
-
-
 @dataclass(frozen=True)
 class Explanation:
     """Which algorithm would run, and why the others would not. ``str()`` of it is a table.
@@ -190,7 +204,7 @@ class Explanation:
         algorithms: per algorithm, the reason why it cannot serve, or its best estimate in seconds.
     """
 
-    problem: ConvProblem
+    problem: Problem
     device: str
     plan: Plan
     algorithms: dict[str, str | float]
@@ -226,7 +240,7 @@ def explain(
     Raises:
         What ``depthwise_conv2d`` raises.
     """
-    stride, padding, dilation = check(x, weight, bias, residual, activation, padding, stride, dilation, precision)
+    stride, padding, dilation = check_depthwise(x, weight, bias, residual, activation, padding, stride, dilation, precision)
     problem = library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
     dtype = library.autocast_dtype(x)
     if dtype is not None:
@@ -236,14 +250,14 @@ def explain(
 
 
 def explain_problem(
-    problem: ConvProblem, device: devices.Device, algorithm: str = "auto", needs_grad: bool = False
+    problem: Problem, device: devices.Device, algorithm: str = "auto", needs_grad: bool = False
 ) -> Explanation:
     """``explain`` for a problem on a device that need not be here (``device.for_arch``)."""
     if needs_grad:
         _check_gradients(algorithm)
     posed = at_least_one_image(problem)
     verdicts: dict[str, str | float] = {}
-    for name, candidate in registry.ALGORITHMS.items():
+    for name, candidate in registry.meant_for(problem).items():
         reason = refusal(posed, device, name)
         if needs_grad and name != "torch":
             reason = reason or "no gradients yet, and a tensor requires one"
@@ -259,7 +273,7 @@ def explain_problem(
 
 
 def tune(
-    target: nn.Module | Iterable[ConvProblem],
+    target: nn.Module | Iterable[Problem],
     *examples: Tensor | Sequence[int],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -269,7 +283,7 @@ def tune(
     save: bool = True,
     progress: tuner.Progress | None = None,
 ) -> list[tuner.Result]:
-    """Measure the candidates for every depthwise problem of ``target``, and save the fastest for this and later processes.
+    """Measure the candidates for every problem of ``target``, and save the fastest for this and later processes.
 
     Args:
         target: a model in eval mode, whose forward is run once to see which problems it poses, or the problems themselves.
@@ -304,8 +318,8 @@ def tune(
         if examples:
             raise ValueError("examples are for a model: problems say everything themselves")
         for problem in problems:
-            if not isinstance(problem, ConvProblem):
-                raise TypeError(f"expected a model or ConvProblems, got a {type(problem).__name__}")
+            if not isinstance(problem, (ConvProblem, DenseProblem)):
+                raise TypeError(f"expected a model or problems (ConvProblem, DenseProblem), got a {type(problem).__name__}")
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         problems = [replace(p, dtype=name, precision=p.precision if name == "float32" else None) for p in problems]
@@ -314,4 +328,4 @@ def tune(
     )
 
 
-__all__ = ["Explanation", "depthwise_conv2d", "explain", "tune"]
+__all__ = ["Explanation", "dense_conv2d", "depthwise_conv2d", "explain", "pointwise_conv2d", "tune"]

@@ -20,10 +20,10 @@ from torch import Tensor
 from . import device as devices
 from . import layout
 from .algorithms import registry
-from .algorithms.base import Config, KernelLaunch, TritonAlgorithm, dense_layout
+from .algorithms.base import Config, KernelLaunch, TritonAlgorithm, planar
 from .device import Device
 from .disassembly import AMDGCN, SASS, Mix, main_loop, mix
-from .problem import ConvProblem
+from .problem import Problem
 from .tuning.tuner import Candidate
 
 
@@ -81,7 +81,7 @@ class Inspection:
     bank_bytes: int
 
 
-def inspect(problem: ConvProblem, candidate: Candidate, device: Device) -> Inspection:
+def inspect(problem: Problem, candidate: Candidate, device: Device) -> Inspection:
     """Compile ``candidate`` for ``device``, and put the algorithm's own numbers beside the compiler's.
 
     Raises:
@@ -112,7 +112,7 @@ def require_compiler() -> None:
         raise RuntimeError("Triton is not installed: pip install triton")
 
 
-def meta_launch(problem: ConvProblem, name: str, config: Config) -> KernelLaunch:
+def meta_launch(problem: Problem, name: str, config: Config) -> KernelLaunch:
     """The launch of ``problem`` on meta tensors, built by the same host code that a GPU runs."""
     algorithm = registry.get(name)
     if not isinstance(algorithm, TritonAlgorithm):
@@ -122,12 +122,11 @@ def meta_launch(problem: ConvProblem, name: str, config: Config) -> KernelLaunch
     def meta(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    dense = dense_layout(problem)
-    x = layout.empty((problem.n, problem.c, problem.h, problem.w), dense, meta())
-    out = layout.empty(problem.out_shape, dense, x)
-    bias = meta(problem.c) if problem.epilogue.bias else None
+    x = layout.empty((problem.n, problem.c, problem.h, problem.w), planar(problem.layout), meta())
+    out = layout.empty(problem.out_shape, planar(problem.out_layout), x)
+    bias = meta(problem.out_shape[1]) if problem.epilogue.bias else None
     # offline, only shapes, strides and dtypes matter: the weight stands in for the bank
-    bank = meta(problem.c * problem.multiplier, 1, problem.kh, problem.kw)
+    bank = meta(*problem.weight_shape)
     return algorithm.kernel_launch(problem, config, x, bank, bias, out if problem.epilogue.residual else None, out)
 
 
@@ -169,14 +168,19 @@ def compile_launch(launch: KernelLaunch, arch: str) -> Report:
 
 def _specialize(launch: KernelLaunch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[Any]]]:
     """Signature, constants and divisibility as Triton's own launcher derives them from the arguments."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     signature: dict[str, str] = {}
     constexprs: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[Any]] = {}
-    types = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+    types = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
     for position, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.args[parameter.name]
         if isinstance(value, Tensor):
-            signature[name] = types[value.dtype]
+            signature[name] = "*" + types[value.dtype]
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{types[value.base.dtype]}{list(value.block_shape)}>"
+            continue
         elif parameter.is_constexpr or value is None or value == 1:
             signature[name] = "constexpr"
             constexprs[name] = value

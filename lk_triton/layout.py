@@ -22,8 +22,10 @@ def layout_of(x: Tensor) -> str:
     if x.numel() == 0:
         return "nchw"
     if has_dense_planes(x):
-        one_image = n == 1 or x.stride(0) == h * w
-        if c > 1 and n > 1 and one_image and x.stride(1) >= n * h * w:
+        if c > 1 and n > 1 and x.stride(0) == h * w and x.stride(1) >= n * h * w:
+            return "channel_major"
+        # of one image, only the rounded channel stride tells
+        if c > 1 and n == 1 and x.stride(1) == row_length(n, h, w) != h * w:
             return "channel_major"
         return "nchw"
     if x.is_contiguous(memory_format=torch.channels_last):
@@ -48,13 +50,32 @@ def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[int, int, in
     if layout == "channels_last":
         return h * w * c, 1, w * c, c
     if layout == "channel_major":
-        multiple = CHANNEL_STRIDE_MULTIPLE
-        return h * w, (n * h * w + multiple - 1) // multiple * multiple, w, 1
+        return h * w, row_length(n, h, w), w, 1
     return c * h * w, h * w, w, 1
 
 
+def row_length(n: int, h: int, w: int) -> int:
+    """Elements from one channel to the next in ``channel_major``: N*H*W rounded up to 64."""
+    return -(-n * h * w // CHANNEL_STRIDE_MULTIPLE) * CHANNEL_STRIDE_MULTIPLE
+
+
+def rows_of(x: Tensor) -> Tensor | None:
+    """``x`` (N, C, H, W) as a matrix (C, N*H*W) of its channels without a copy, or None where there is none."""
+    n, c, h, w = x.shape
+    if not has_dense_planes(x) or (n > 1 and x.stride(0) != h * w):
+        return None
+    return x.as_strided((c, n * h * w), (x.stride(1) if c > 1 else row_length(n, h, w), 1))
+
+
 def empty(shape: tuple[int, int, int, int], layout: str, like: Tensor) -> Tensor:
-    """An uninitialized tensor of ``shape`` in ``layout``, with the dtype and device of ``like``."""
+    """An uninitialized tensor of ``shape`` in ``layout``, with the dtype and device of ``like``.
+
+    Whole rows in ``channel_major``: kernels may write the rounding behind the last one too.
+    """
+    if layout == "channel_major":
+        n, c, h, w = shape
+        rows = torch.empty(c * row_length(n, h, w), dtype=like.dtype, device=like.device)
+        return rows.as_strided(shape, strides(shape, layout))
     return torch.empty_strided(shape, strides(shape, layout), dtype=like.dtype, device=like.device)
 
 

@@ -1,6 +1,7 @@
 """The registered op ``lk_triton::depthwise_conv2d``: implementation, fake kernel, autograd and autocast rules.
 
 ``functional.py`` validates and calls it; the plan is looked up inside the implementation, never while tracing.
+``library_dense.py`` is the same for dense convolutions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from . import layout
 from .algorithms import registry, torch_
-from .problem import ConvProblem, Epilogue, output_size
+from .problem import ConvProblem, Epilogue, Problem, output_size
 from .tuning.on_call import plan_for_call
 
 NAME = "lk_triton::depthwise_conv2d"
@@ -75,9 +76,17 @@ def _implementation(
     problem = problem_of(
         x, weight, bias, residual, pair(stride), pair(padding), pair(dilation), activation, precision
     )
+    return run(problem, x, weight, bias, residual, bank, algorithm, bank_format)
+
+
+def run(
+    problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, bank: Tensor | None,
+    algorithm: str, bank_format: str | None,
+) -> Tensor:
+    """Plan and launch; packs the weight where the plan reads another format than ``bank_format``, that of ``bank``."""
     chosen = plan_for_call(problem, x.device, algorithm, bank_format)
     if 0 in problem.out_shape:
-        return layout.empty(problem.out_shape, problem.layout, x)
+        return layout.empty(problem.out_shape, problem.out_layout, x)
     serving = registry.get(chosen.algorithm)
     wanted = serving.bank_format(chosen.config)
     if bank is None or wanted != bank_format:
@@ -117,11 +126,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients by torch's own operations; the value before the activation is computed again, not stored."""
     x, weight, bias = ctx.saved_tensors
     stride, padding, dilation, activation, precision = ctx.options
-    grad_conv = grad
-    if activation is not None:
-        problem = problem_of(x, weight, bias, None, stride, padding, dilation, None, precision)
-        before = torch_.convolve(problem, x, weight, bias)
-        grad_conv = _activation_backward(grad, before, activation)
+    problem = problem_of(x, weight, bias, None, stride, padding, dilation, None, precision)
+    grad_conv = before_activation(grad, problem, activation, x, weight, bias)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad_conv, x, weight, None if bias is None else [bias.shape[0]], stride, padding, dilation, False, [0, 0],
         x.shape[1], [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]],
@@ -130,7 +136,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_weight, grad_bias, grad_residual, *(None,) * 8
 
 
-def _activation_backward(grad: Tensor, before: Tensor, activation: str) -> Tensor:
+def before_activation(
+    grad: Tensor, problem: Problem, activation: str | None, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The gradient of the value before the activation, which is computed again."""
+    if activation is None:
+        return grad
+    before = torch_.convolve(problem, x, weight, bias)
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, before, 0)
     if activation == "gelu":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import device as devices
 from . import reparam
-from .algorithms import onednn, registry
 from .algorithms.torch_ import activate, activate_
-from .functional import dispatch
-from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, Epilogue, pair, same_padding
-from .tuning.plan import plan
+from .bank import Banked, check_example
+from .functional import dispatch, dispatch_dense
+from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, DenseProblem, Epilogue, pair, same_padding
 
 
-class _Prepared(NamedTuple):
-    """A bank, the format it is in, and the parameter that it was packed from."""
-
-    bank: Tensor
-    format: str
-    weight: Tensor
-
-
-class DepthwiseConv2d(nn.Conv2d):
+class DepthwiseConv2d(Banked):
     """Depthwise convolution with a fused epilogue; an ``nn.Conv2d`` by state_dict and attributes.
 
     Args:
@@ -76,69 +67,23 @@ class DepthwiseConv2d(nn.Conv2d):
                          device=device, dtype=dtype)  # fmt: skip
         self.activation = activation
         self.precision = precision
-        self._prepared: _Prepared | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, residual: Tensor | None = None
     ) -> Tensor:
         """x (N, C, H, W), residual of the output's shape or None -> (N, C * multiplier, OH, OW)."""
-        bank = bank_format = None
-        if self._prepared is not None and self._prepared.weight is self.weight:
-            bank, bank_format = self._prepared.bank, self._prepared.format
+        bank, bank_format = self._bank()
         return dispatch(
             x, self.weight, self.bias, residual, self.activation, self.padding, cast("tuple[int, int]", self.stride),
             cast("tuple[int, int]", self.dilation), self.precision, "auto", bank, bank_format,
         )  # fmt: skip
 
-    @torch.no_grad()
-    def prepare(self, *example_shapes: Sequence[int]) -> DepthwiseConv2d:
-        """Pack the weight for inference, in the format that is fastest over the input shapes to come.
-
-        Args:
-            example_shapes: (N, C, H, W) each; by default one batch of 64 maps of 56x56 (larger where an unpadded kernel is).
-
-        Raises:
-            RuntimeError: the module is in training mode.
-        """
-        if self.training:
-            raise RuntimeError("prepare() packs weights for inference: call .eval() on the module first")
-        self._prepared = None
-        device = devices.of(self.weight.device)
+    def _example(self) -> tuple[int, int, int, int]:
         h, w = (max(56, d * (k - 1) + 1) for k, d in zip(self.kernel_size, self.dilation, strict=True))
-        shapes = example_shapes or ((64, self.in_channels, h, w),)
-        problems = [self._problem(shape) for shape in shapes]
-        plans = [(p, plan(p, device)) for p in problems]
-        by_format: dict[str, tuple[ConvProblem, Any, Any]] = {}
-        for problem, chosen in plans:
-            algorithm = registry.get(chosen.algorithm)
-            bank_format = algorithm.bank_format(chosen.config)
-            if bank_format is not None:
-                by_format[bank_format] = (problem, algorithm, chosen.config)
-        if not by_format:
-            return self
-
-        def seconds(bank_format: str) -> float:
-            chosen = [(p, plan(p, device, bank_format=bank_format)) for p in problems]
-            return sum(registry.get(c.algorithm).estimate(p, c.config, device).seconds for p, c in chosen)
-
-        best = min(by_format, key=seconds)
-        problem, algorithm, config = by_format[best]
-        # Of type Parameter, though not registered: torch.compile(dynamic=True) then takes the bank's shape as fixed.
-        bank = nn.Parameter(algorithm.pack(self.weight, problem, config), requires_grad=False)
-        self._prepared = _Prepared(bank, best, self.weight)
-        return self
-
-    @property
-    def bank_bytes(self) -> int:
-        """Memory of the packed weights held now, in bytes; 0 where none are held."""
-        return 0 if self._prepared is None else self._prepared.bank.nbytes
+        return 64, self.in_channels, h, w
 
     def _problem(self, shape: Sequence[int]) -> ConvProblem:
-        if len(shape) != 4 or min(shape) < 1:
-            raise ValueError(f"an example shape must be (N, C, H, W), got {tuple(shape)}")
-        n, c, h, w = shape
-        if c != self.in_channels:
-            raise ValueError(f"example shape {tuple(shape)} has {c} channels, this layer has {self.in_channels}")
+        n, c, h, w = check_example(shape, self.in_channels)
         problem = ConvProblem(
             n, c, h, w, *cast("tuple[int, int]", self.kernel_size), cast("tuple[int, int]", self.stride), self.padding,
             cast("tuple[int, int]", self.dilation), self.out_channels // self.in_channels,
@@ -148,22 +93,6 @@ class DepthwiseConv2d(nn.Conv2d):
         if min(problem.out_shape) < 1:
             raise ValueError(f"example shape {tuple(shape)} is too small: the output would be {problem.out_shape}")
         return problem
-
-    def train(self, mode: bool = True) -> DepthwiseConv2d:
-        if mode:
-            self._prepared = None
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> DepthwiseConv2d:
-        self._prepared = None
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._prepared = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
@@ -267,7 +196,7 @@ class ReparamDepthwiseConv2d(nn.Module):
     switch_to_deploy = merge_kernel = reparameterize
 
 
-class PointwiseConv2d(nn.Conv2d):
+class PointwiseConv2d(Banked):
     """1x1 convolution with an epilogue, ``activation(conv(x)) + residual``; an ``nn.Conv2d`` by state_dict and attributes."""
 
     def __init__(
@@ -285,20 +214,76 @@ class PointwiseConv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Tensor, residual: Tensor | None = None
+        self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None
     ) -> Tensor:
-        """x (N, Cin, H, W), residual (N, Cout, H, W) or None -> (N, Cout, H, W)."""
-        y = onednn.pointwise(x, self.weight, self.bias, self.activation, residual)
-        return _epilogue(super().forward(x), self.activation, residual) if y is None else y
+        """x (N, Cin, H, W), residual (N, Cout, H, W) or None -> (N, Cout, H, W) in ``out_layout``, see ``dense_conv2d``."""
+        bank, bank_format = self._bank()
+        return dispatch_dense(
+            x, self.weight, self.bias, residual, self.activation, 1, 0, None, out_layout, "auto", bank, bank_format
+        )
+
+    def _example(self) -> tuple[int, int, int, int]:
+        return 64, self.in_channels, 14, 14
+
+    def _problem(self, shape: Sequence[int]) -> DenseProblem:
+        n, c, h, w = check_example(shape, self.in_channels)
+        on_cpu = self.weight.device.type == "cpu" and not devices.interpreted()
+        layout = "channels_last" if on_cpu else "channel_major"
+        return DenseProblem(
+            n, c, h, w, self.out_channels, dtype=str(self.weight.dtype).removeprefix("torch."), layout=layout,
+            out_layout=layout, epilogue=Epilogue(self.bias is not None, self.activation),
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
 
 
+class StemConv2d(nn.Conv2d):
+    """Dense convolution of a few channels with a fused activation; an ``nn.Conv2d`` by state_dict and attributes.
+
+    On a GPU, and where no gradient is needed, it writes channel-major memory (docs/kernels.md).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 2,
+        padding: int = 1,
+        bias: bool = True,
+        activation: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_activation(activation)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias, device=device, dtype=dtype)
+        self.activation = activation
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        """x (N, Cin, H, W), residual of the output's shape or None -> (N, Cout, OH, OW)."""
+        on_cpu = x.device.type == "cpu" and not devices.interpreted()
+        stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
+        return dispatch_dense(
+            x, self.weight, self.bias, residual, self.activation, stride, padding, None, None if on_cpu else "channel_major"
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+
+FUSING = (DepthwiseConv2d, PointwiseConv2d, StemConv2d)
+"""Convolutions that take an activation and a residual."""
+
+
 class ConvUnit(nn.Module):
     """Convolution, BatchNorm, activation, with children ``conv`` and ``bn``; fuses into one convolution with bias.
 
-    ``forward(x, residual)``: ``activation(bn(conv(x))) + residual``. After ``fuse()`` there is no ``bn``.
+    ``forward(x, residual)``: ``activation(bn(conv(x))) + residual``. After ``fuse()`` there is no ``bn``, and a 1x1
+    convolution can be asked for its output's memory order (``out_layout`` of ``dense_conv2d``).
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str | None = None, *, fused: bool = False) -> None:
@@ -316,11 +301,13 @@ class ConvUnit(nn.Module):
         """Whether the BatchNorm is folded into the convolution."""
         return not hasattr(self, "bn")
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None) -> Tensor:
         if not self.fused:
             y = activate(self.bn(self.conv(x)), self.activation)
             return y if residual is None else residual + y
-        if isinstance(self.conv, (DepthwiseConv2d, PointwiseConv2d)):
+        if isinstance(self.conv, PointwiseConv2d):
+            return self.conv(x, residual, out_layout)
+        if isinstance(self.conv, FUSING):
             return self.conv(x, residual)
         return _epilogue(self.conv(x), self.activation, residual)
 
@@ -342,7 +329,7 @@ class ConvUnit(nn.Module):
         return self
 
     def _fuse_activation(self) -> None:
-        if isinstance(self.conv, (DepthwiseConv2d, PointwiseConv2d)):
+        if isinstance(self.conv, FUSING):
             self.conv.activation = self.activation
 
 
@@ -421,4 +408,5 @@ def _check_activation(activation: str | None) -> None:
         raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
-__all__ = ["ChannelAffine", "ConvUnit", "DepthwiseConv2d", "PointwiseConv2d", "ReparamDepthwiseConv2d", "from_conv_bn"]
+__all__ = ["ChannelAffine", "ConvUnit", "DepthwiseConv2d", "PointwiseConv2d", "ReparamDepthwiseConv2d",
+           "StemConv2d", "from_conv_bn"]  # fmt: skip

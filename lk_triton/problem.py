@@ -1,4 +1,7 @@
-"""What is to be computed: plain frozen data, no tensors. A ``ConvProblem`` is hashable and becomes a tuning key."""
+"""What is to be computed: plain frozen data, no tensors. A problem is hashable and becomes a tuning key.
+
+A ``ConvProblem`` is a depthwise convolution, a ``DenseProblem`` one that sums over the channels: 1x1, or the stem's 3x3.
+"""
 
 from __future__ import annotations
 
@@ -73,13 +76,108 @@ class ConvProblem:
         n, c, oh, ow = self.out_shape
         return n * c * oh * ow * self.kh * self.kw
 
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight, (c * multiplier, 1, kh, kw)."""
+        return self.c * self.multiplier, 1, self.kh, self.kw
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution: every channel is one."""
+        return self.c
+
+    @property
+    def out_layout(self) -> str:
+        """Memory order of the output: that of x."""
+        return self.layout
+
     def __str__(self) -> str:
         text = f"({self.n}, {self.c}, {self.h}, {self.w}) {self.kh}x{self.kw} {self.dtype}"
-        for name, value, usual in (("stride", self.stride, (1, 1)), ("dilation", self.dilation, (1, 1)),
-                                   ("multiplier", self.multiplier, 1), ("layout", self.layout, "nchw")):
-            if value != usual:
-                text += f" {name} {value}"
-        return text
+        usual = {"stride": (1, 1), "dilation": (1, 1), "multiplier": 1, "layout": "nchw"}
+        return text + _unusual(self, usual)
+
+
+@dataclass(frozen=True)
+class DenseProblem:
+    """One dense convolution: x (n, c, h, w), weight (out_channels, c, kh, kw), out (n, out_channels, oh, ow).
+
+    ``layout`` is the memory order of x, ``out_layout`` that of out. ``precision`` is for float32 only; None there means
+    what torch's flags for convolutions ask for, which the caller has looked up: float32-class accuracy.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    out_channels: int
+    kh: int = 1
+    kw: int = 1
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dtype: str = "float16"
+    layout: str = "nchw"
+    out_layout: str = "nchw"
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    precision: str | None = None
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """None: (1, 1)."""
+        return 1, 1
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution: all channels are one."""
+        return 1
+
+    @property
+    def oh(self) -> int:
+        """Output rows."""
+        return output_size(self.h, self.kh, self.stride[0], self.padding[0], 1)
+
+    @property
+    def ow(self) -> int:
+        """Output columns."""
+        return output_size(self.w, self.kw, self.stride[1], self.padding[1], 1)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the output, (n, out_channels, oh, ow)."""
+        return self.n, self.out_channels, self.oh, self.ow
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight, (out_channels, c, kh, kw)."""
+        return self.out_channels, self.c, self.kh, self.kw
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether this is a 1x1 convolution, one matrix product over all pixels."""
+        return (self.kh, self.kw, *self.stride, *self.padding) == (1, 1, 1, 1, 0, 0)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def nominal_macs(self) -> int:
+        """Multiply-adds with every tap counted, those on the padding too."""
+        n, out_channels, oh, ow = self.out_shape
+        return n * out_channels * oh * ow * self.c * self.kh * self.kw
+
+    def __str__(self) -> str:
+        text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.out_channels} dense {self.kh}x{self.kw} {self.dtype}"
+        return text + _unusual(self, {"stride": (1, 1), "layout": "nchw", "out_layout": self.layout})
+
+
+Problem = ConvProblem | DenseProblem
+
+
+def _unusual(problem: Problem, usual: dict[str, object]) -> str:
+    """The fields that differ from ``usual``, in words."""
+    fields = ((name, getattr(problem, name)) for name in usual)
+    return "".join(f" {name} {value}" for name, value in fields if value != usual[name])
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

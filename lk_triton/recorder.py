@@ -1,4 +1,4 @@
-"""Which depthwise problems a model poses: its forward is run once, with the depthwise op caught instead of computed."""
+"""Which problems a model poses: its forward is run once, with the library's ops caught instead of computed."""
 
 from __future__ import annotations
 
@@ -10,35 +10,47 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import library
-from .problem import ConvProblem
+from . import library, library_dense
+from .problem import Problem
+
+MODULES: dict[Any, Any] = {library.op: library, library_dense.op: library_dense}
+"""Op -> the module that registers it."""
 
 
 class Recorder(TorchDispatchMode):
-    """Counts, in ``problems``, the problems of every call of the depthwise op inside the ``with`` block.
+    """Counts, in ``problems``, the problems of every call of the library's ops inside the ``with`` block.
 
-    The op answers with zeros of the right shape and layout. Calls that force torch, which has nothing to tune, are run.
+    An op answers with zeros of the right shape and layout. Calls that force torch, which has nothing to tune, are run.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.problems: Counter[ConvProblem] = Counter()
+        self.problems: Counter[Problem] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not library.op or args[10] == "torch":
+        module = MODULES.get(func)
+        if module is None or args[10] == "torch":
             return func(*args, **(kwargs or {}))
+        self.problems[problem_of_call(func, args)] += 1
+        return module.fake(*args).zero_()
+
+
+def problem_of_call(func: Any, args: Sequence[Any]) -> Problem:
+    """The problem that a call of one of the library's ops poses."""
+    if func is library.op:
         x, weight, bias, residual, _, stride, padding, dilation, activation, precision, _, _ = args
         stride, padding, dilation = (library.pair(values) for values in (stride, padding, dilation))
-        problem = library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
-        self.problems[problem] += 1
-        return library.fake(*args).zero_()
+        return library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
+    x, weight, bias, residual, _, stride, padding, activation, precision, out_layout, _, _ = args
+    stride, padding = library.pair(stride), library.pair(padding)
+    return library_dense.problem_of(x, weight, bias, residual, stride, padding, activation, precision, out_layout)
 
 
-def problems_of(model: nn.Module, *examples: Tensor | Sequence[int]) -> Counter[ConvProblem]:
-    """The distinct depthwise problems of ``model(*examples)``, in the order of the layers, and how many layers pose each.
+def problems_of(model: nn.Module, *examples: Tensor | Sequence[int]) -> Counter[Problem]:
+    """The distinct problems of ``model(*examples)``, in the order of the layers, and how many layers pose each.
 
     Args:
-        model: in eval mode. All but its depthwise layers is computed; on the meta device nothing is.
+        model: in eval mode. All but the library's layers is computed; on the meta device, which stands for a GPU, nothing is.
         examples: tensors, taken as they are, or shapes, which stand for zeros in the dtype and on the device of the model.
 
     Raises:

@@ -14,12 +14,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from lk_triton.nn import ChannelAffine, ConvUnit, DepthwiseConv2d, PointwiseConv2d, ReparamDepthwiseConv2d
+from lk_triton.nn import (
+    ChannelAffine,
+    ConvUnit,
+    DepthwiseConv2d,
+    PointwiseConv2d,
+    ReparamDepthwiseConv2d,
+    StemConv2d,
+)
 
 
 def dense3x3(in_channels: int, out_channels: int, fused: bool, **options: Any) -> ConvUnit:
     """The stem's first unit: dense 3x3, stride 2, BatchNorm, ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=fused, **options)
+    conv = StemConv2d(in_channels, out_channels, bias=fused, **options)
     return ConvUnit(conv, "relu", fused=fused)
 
 
@@ -64,10 +71,10 @@ class _ResidualBlock(nn.Module):
     pw2: ConvUnit
     drop_path: nn.Module
 
-    def _close(self, y: Tensor, x: Tensor) -> Tensor:
+    def _close(self, y: Tensor, x: Tensor, out_layout: str | None) -> Tensor:
         if self.training and isinstance(self.drop_path, DropPath):
             return x + self.drop_path(self.pw2(y))
-        return self.pw2(y, x)
+        return self.pw2(y, x, out_layout)
 
     def fuse(self) -> None:
         """Fold every BatchNorm, in place. A large kernel must be merged already."""
@@ -97,9 +104,9 @@ class RepLKBlock(_ResidualBlock):
         self.prelkb_bn = nn.Identity() if fused else nn.BatchNorm2d(channels, **options)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> the same shape."""
-        return self._close(self.large_kernel(self.pw1(self.prelkb_bn(x))), x)
+    def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
+        """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
+        return self._close(self.large_kernel(self.pw1(self.prelkb_bn(x))), x, out_layout)
 
     def fuse(self) -> None:
         self.prelkb_bn = self._fuse(self.prelkb_bn)
@@ -115,9 +122,9 @@ class ConvFFN(_ResidualBlock):
         self.pw1 = pointwise(channels, hidden_channels, "gelu", fused, **options)
         self.pw2 = pointwise(hidden_channels, channels, None, fused, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> the same shape."""
-        return self._close(self.pw1(self.preffn_bn(x)), x)
+    def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
+        """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
+        return self._close(self.pw1(self.preffn_bn(x)), x, out_layout)
 
     def fuse(self) -> None:
         self.preffn_bn = self._fuse(self.preffn_bn)
@@ -142,10 +149,12 @@ class RepLKNetStage(nn.Module):
             self.blocks.append(ConvFFN(channels, hidden_channels, rate, fused, **options))
         self.norm = channel_norm(channels, fused, **options) if norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> the same shape."""
-        for block in self.blocks:
+    def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
+        """x (N, C, H, W) -> the same shape, stored in ``out_layout`` by the last block where that is fused."""
+        for block in self.blocks[:-1]:
             x = run(block, x, self.grad_checkpointing)
+        for block in self.blocks[-1:]:
+            x = run(block, x, self.grad_checkpointing, out_layout)
         return x
 
     def merge(self) -> None:
@@ -162,8 +171,8 @@ class RepLKNetStage(nn.Module):
             self.norm = ChannelAffine.from_batch_norm(self.norm)
 
 
-def run(module: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
+def run(module: nn.Module, x: Tensor, checkpointed: bool, *options: Any) -> Tensor:
     """``module(x)``; with ``checkpointed``, its activations are computed again in the backward pass instead of kept."""
     if checkpointed and torch.is_grad_enabled():
-        return cast("Tensor", checkpoint(module, x, use_reentrant=False))
-    return module(x)
+        return cast("Tensor", checkpoint(module, x, *options, use_reentrant=False))
+    return module(x, *options)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lk_triton.device import interpreted
 from lk_triton.nn import ChannelAffine, ConvUnit, DepthwiseConv2d
 
 from .blocks import RepLKNetStage, channel_norm, dense3x3, depthwise3x3, pointwise, run
@@ -45,7 +46,8 @@ class RepLKNet(nn.Module):
         device, dtype: of the parameters.
 
     ``forward(x)``: x (N, in_chans, H, W) of any height and width -> logits (N, num_classes).
-    On a CPU everything between the first and the last layer is channels_last, where convolutions are fastest.
+    Between the first and the last layer maps are channel-major on a GPU, in the fused form, and channels_last on a CPU:
+    each where its convolutions are fastest.
 
     Raises:
         ValueError: options that contradict each other (the text says which).
@@ -139,7 +141,7 @@ class RepLKNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> the last stage's map (N, num_features, H/32, W/32), before ``norm``."""
-        return self._run(x)[0].contiguous()
+        return self._run(x, (len(self.stages) - 1,))[0].contiguous()
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last stage's map -> logits, or with ``pre_logits`` the pooled, normalized features (N, num_features).
@@ -183,15 +185,17 @@ class RepLKNet(nn.Module):
         return maps if intermediates_only else (last.contiguous(), maps)
 
     def _run(self, x: Tensor, keep: Collection[int] = (), stop: int | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The last map that was computed and those of the stages in ``keep``, in whatever memory order they came."""
+        """The last map that was computed and those of the stages in ``keep``, which leave the network: a fused one on a GPU
+        stores them contiguously itself."""
         self._check_input(x)
-        if x.device.type == "cpu":
+        on_cpu = x.device.type == "cpu" and not interpreted()
+        if on_cpu:
             x = x.contiguous(memory_format=self.cpu_memory_format)
         for i, unit in enumerate(self.stem):
             x = run(unit, x, self.grad_checkpointing and i > 0)
         kept = []
         for i, stage in enumerate(self.stages):
-            x = stage(self.transitions[i - 1](x) if i else x)
+            x = stage(self.transitions[i - 1](x) if i else x, "nchw" if i in keep and not on_cpu else None)
             if i in keep:
                 kept.append(x)
             if i == stop:

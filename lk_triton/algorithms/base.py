@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import layout
 from ..device import Device
-from ..problem import ConvProblem
+from ..problem import ConvProblem, Problem
 
 Config = Any
 """A frozen dataclass of compile-time choices; each algorithm has its own."""
@@ -37,29 +37,33 @@ class Estimate(NamedTuple):
 
 
 class Algorithm(Protocol):
-    """One way to compute a ``ConvProblem``. Nothing outside its host file knows its tile sizes."""
+    """One way to compute a problem. Nothing outside its host file knows its tile sizes.
+
+    ``problems`` are the kinds that it is meant for; it refuses others.
+    """
 
     name: str
     config_type: type[Any]
+    problems: tuple[type[Any], ...]
 
-    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+    def supports(self, problem: Any, device: Device) -> str | None:
         """None where the algorithm can serve, else the reason why not (also the text of the user's error)."""
         ...
 
-    def configs(self, problem: ConvProblem, device: Device) -> list[Config]:
+    def configs(self, problem: Any, device: Device) -> list[Config]:
         """Legal configs for this device."""
         ...
 
-    def estimate(self, problem: ConvProblem, config: Config, device: Device) -> Estimate:
+    def estimate(self, problem: Any, config: Config, device: Device) -> Estimate:
         """Predicted time of ``config``."""
         ...
 
-    def issued_macs(self, problem: ConvProblem, config: Config) -> int:
+    def issued_macs(self, problem: Any, config: Config) -> int:
         """Multiply-adds that a launch executes, those on masked lanes and padding too; the nominal ones over these are the
         useful share."""
         ...
 
-    def bank_bytes(self, problem: ConvProblem, config: Config) -> int:
+    def bank_bytes(self, problem: Any, config: Config) -> int:
         """Memory of the packed weights, in bytes; 0 where the weight is read as it is."""
         ...
 
@@ -67,14 +71,14 @@ class Algorithm(Protocol):
         """Name of the packed-weight format that ``config`` reads; None where it reads the weight as it is."""
         ...
 
-    def pack(self, weight: Tensor, problem: ConvProblem, config: Config) -> Tensor:
-        """The bank: ``weight`` (C, 1, KH, KW) in the format that ``config`` reads."""
+    def pack(self, weight: Tensor, problem: Any, config: Config) -> Tensor:
+        """The bank: ``weight`` (``problem.weight_shape``) in the format that ``config`` reads."""
         ...
 
     def launch(
-        self, problem: ConvProblem, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, problem: Any, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
-        """Compute the problem; returns a fresh tensor of ``problem.out_shape`` in ``problem.layout``."""
+        """Compute the problem; returns a fresh tensor of ``problem.out_shape`` in ``problem.out_layout``."""
         ...
 
 
@@ -96,17 +100,17 @@ class KernelLaunch:
 
 
 class TritonAlgorithm:
-    """Shared launch path: dense planes in, one kernel, the problem's layout out."""
+    """Shared launch path: dense planes in, one kernel, the problem's layout out. For depthwise problems."""
 
     name = ""
     config_type: type[Any]
+    problems: tuple[type[Any], ...] = (ConvProblem,)
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """What every Triton algorithm refuses."""
-        if device.backend not in ("cuda", "hip"):
-            return f"Triton kernels need a CUDA or ROCm GPU, got {device.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
-        if problem.dtype not in ("float16", "bfloat16", "float32"):
-            return f"dtype {problem.dtype} is not one of float16, bfloat16, float32"
+        reason = refused(self, problem, device)
+        if reason is not None:
+            return reason
         if max((problem.h + 2 * problem.kh) * problem.w, problem.oh * problem.ow) >= 2**31:
             return f"a {problem.h}x{problem.w} plane with the filter's rows around it has 2^31 elements or more"
         lanes = problem.n * problem.oh * -(-problem.ow // 8)
@@ -116,7 +120,7 @@ class TritonAlgorithm:
 
     def kernel_launch(
         self,
-        problem: ConvProblem,
+        problem: Any,
         config: Config,
         x: Tensor,
         bank: Tensor,
@@ -128,14 +132,25 @@ class TritonAlgorithm:
         raise NotImplementedError
 
     def launch(
-        self, problem: ConvProblem, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, problem: Any, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         """One kernel launch; channels_last tensors and strided planes are copied to dense planes first."""
-        out = layout.empty(problem.out_shape, dense_layout(problem), x)
+        out = layout.empty(problem.out_shape, planar(problem.out_layout), x)
         x = layout.with_dense_planes(x)
         residual = None if residual is None else layout.with_dense_planes(residual)
         self.kernel_launch(problem, config, x, bank, bias, residual, out).run(x.device)
-        return layout.conform(out, problem.layout)
+        return layout.conform(out, problem.out_layout)
+
+
+def refused(algorithm: Any, problem: Problem, device: Device) -> str | None:
+    """Why no Triton kernel of ``algorithm`` can serve whatever the sizes are, or None."""
+    if not isinstance(problem, algorithm.problems):
+        return f"{algorithm.name} is not for {'depthwise' if isinstance(problem, ConvProblem) else 'dense'} convolutions"
+    if device.backend not in ("cuda", "hip"):
+        return f"Triton kernels need a CUDA or ROCm GPU, got {device.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
+    if problem.dtype not in ("float16", "bfloat16", "float32"):
+        return f"dtype {problem.dtype} is not one of float16, bfloat16, float32"
+    return None
 
 
 def plane_arguments(problem: ConvProblem, x: Tensor, residual: Tensor | None, out: Tensor) -> dict[str, Any]:
@@ -175,7 +190,7 @@ def image_vector(problem: ConvProblem) -> int:
     return vector_width(16 // problem.itemsize, [], problem.w)
 
 
-def roofline(problem: ConvProblem, device: Device, **seconds: float) -> Estimate:
+def roofline(problem: Problem, device: Device, **seconds: float) -> Estimate:
     """The slowest of several resources (name -> seconds), plus one launch, plus a channels_last problem's conversions.
 
     The limiter is the largest of these: the resource, ``launch``, or ``dram`` where the conversions are it.
@@ -189,21 +204,20 @@ def roofline(problem: ConvProblem, device: Device, **seconds: float) -> Estimate
     return Estimate(sum(terms.values()), max(terms, key=lambda name: terms[name]))
 
 
-def conversions(problem: ConvProblem) -> list[int]:
-    """Elements of each tensor that is copied to or from dense planes, where the problem's layout has none."""
-    if problem.layout != "channels_last":
-        return []
+def conversions(problem: Problem) -> list[int]:
+    """Elements of each tensor that is copied to or from dense planes, where the problem's layouts have none."""
     n, c, oh, ow = problem.out_shape
-    outputs = n * c * oh * ow
-    return [problem.n * problem.c * problem.h * problem.w, outputs] + [outputs] * problem.epilogue.residual
+    inputs, outputs = problem.n * problem.c * problem.h * problem.w, n * c * oh * ow
+    copied = [inputs] if problem.layout == "channels_last" else []
+    return copied + ([outputs] * (1 + problem.epilogue.residual) if problem.out_layout == "channels_last" else [])
 
 
-def dense_layout(problem: ConvProblem) -> str:
-    """The layout that kernels see."""
-    return "nchw" if problem.layout == "channels_last" else problem.layout
+def planar(memory_order: str) -> str:
+    """The layout that kernels see: of dense planes."""
+    return "nchw" if memory_order == "channels_last" else memory_order
 
 
-def activation_bytes(problem: ConvProblem) -> int:
+def activation_bytes(problem: Problem) -> int:
     """DRAM floor: x and residual read once, out written once."""
     n, c, oh, ow = problem.out_shape
     outputs = n * c * oh * ow * (2 if problem.epilogue.residual else 1)

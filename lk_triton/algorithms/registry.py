@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from ..problem import Problem
 from .base import Algorithm
+from .cublas import CublasAlgorithm
 from .direct import DirectAlgorithm
+from .onednn import OnednnAlgorithm
+from .pointwise import PointwiseAlgorithm
+from .stem import StemAlgorithm
 from .toeplitz import ToeplitzAlgorithm
 from .torch_ import TorchAlgorithm
 
-ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in (ToeplitzAlgorithm(), DirectAlgorithm(), TorchAlgorithm())}
+_ALL: tuple[Algorithm, ...] = (
+    ToeplitzAlgorithm(), DirectAlgorithm(), PointwiseAlgorithm(), CublasAlgorithm(), StemAlgorithm(),
+    OnednnAlgorithm(), TorchAlgorithm(),
+)  # fmt: skip
+ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _ALL}
+
+
+def meant_for(problem: Problem | type[Problem]) -> dict[str, Algorithm]:
+    """The algorithms for problems of this kind; each may still refuse a single one."""
+    kind = problem if isinstance(problem, type) else type(problem)
+    return {name: a for name, a in ALGORITHMS.items() if kind in a.problems}
 
 
 def get(name: str) -> Algorithm:

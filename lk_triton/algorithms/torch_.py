@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import layout
 from ..device import Device
-from ..problem import ConvProblem
-from .base import Estimate, activation_bytes, roofline
+from ..problem import ConvProblem, DenseProblem, Problem
+from .base import MMA_SHARE, Estimate, activation_bytes, roofline
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,32 @@ class TorchAlgorithm:
 
     name = "torch"
     config_type: type[Any] = TorchConfig
+    problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem)
 
-    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+    def supports(self, problem: Problem, device: Device) -> str | None:
         """Serves every problem."""
         return None
 
-    def configs(self, problem: ConvProblem, device: Device) -> list[TorchConfig]:
+    def configs(self, problem: Problem, device: Device) -> list[TorchConfig]:
         """One."""
         return [TorchConfig()]
 
-    def estimate(self, problem: ConvProblem, config: TorchConfig, device: Device) -> Estimate:
-        """FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM."""
-        fma = 2 * problem.nominal_macs / (0.1 * max(device.fp32_tflops, 0.1) * 1e12)
-        dense = replace(problem, layout="nchw")  # torch converts nothing
-        return roofline(dense, device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
+    def estimate(self, problem: Problem, config: TorchConfig, device: Device) -> Estimate:
+        """Depthwise: FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM. Dense:
+        the matrix units' usual share of their peak."""
+        dense = isinstance(problem, DenseProblem) and problem.dtype != "float32"
+        rate = MMA_SHARE * device.mma_half_tflops if dense else 0.1 * device.fp32_tflops
+        fma = 2 * problem.nominal_macs / (max(rate, 0.01) * 1e12)
+        unconverted = replace(problem, layout="nchw")  # torch converts nothing
+        if isinstance(unconverted, DenseProblem):
+            unconverted = replace(unconverted, out_layout="nchw")
+        return roofline(unconverted, device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
 
-    def issued_macs(self, problem: ConvProblem, config: TorchConfig) -> int:
+    def issued_macs(self, problem: Problem, config: TorchConfig) -> int:
         """The nominal ones: what runs is torch's affair."""
         return problem.nominal_macs
 
-    def bank_bytes(self, problem: ConvProblem, config: TorchConfig) -> int:
+    def bank_bytes(self, problem: Problem, config: TorchConfig) -> int:
         """There is no bank."""
         return 0
 
@@ -52,12 +58,12 @@ class TorchAlgorithm:
         """Reads the weight as it is."""
         return None
 
-    def pack(self, weight: Tensor, problem: ConvProblem, config: TorchConfig) -> Tensor:
+    def pack(self, weight: Tensor, problem: Problem, config: TorchConfig) -> Tensor:
         """The weight itself."""
         return weight
 
     def launch(
-        self, problem: ConvProblem, config: TorchConfig, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, problem: Problem, config: TorchConfig, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         """On a CPU the convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31.
 
@@ -72,19 +78,19 @@ class TorchAlgorithm:
         y = activate_(y, problem.epilogue.activation)
         if residual is not None:
             y += residual
-        return layout.conform(y, problem.layout)
+        return layout.conform(y, problem.out_layout)
 
 
-def convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution alone, differentiable.
 
     bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last does not return for
     kernels 31 wide and more (minutes waited, with torch 2.11 and 2.14 on a CPU with AVX512-BF16).
     """
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and problem.groups > 1:
         y = convolve(problem, x.float(), weight.float(), None if bias is None else bias.float())
         return y.to(x.dtype)
-    return F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
+    return F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.groups)
 
 
 def activate(y: Tensor, activation: str | None) -> Tensor:

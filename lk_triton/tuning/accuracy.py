@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .. import layout
 from ..algorithms.torch_ import activate, convolve
-from ..problem import ConvProblem
+from ..problem import Problem
 
 TF32_BITS = 13
 """Bits of a float32's significand that TF32 does not have."""
@@ -50,8 +51,8 @@ def judge(result: Tensor, torch_result: Tensor, exact: Tensor) -> Verdict:
 
 
 class Inputs(NamedTuple):
-    """x (N, C, H, W) in the problem's layout, weight (C * multiplier, 1, KH, KW), and what the epilogue asks for:
-    bias (C * multiplier,), residual (N, C * multiplier, OH, OW) in the problem's layout."""
+    """x (N, C, H, W) in the problem's layout, the weight (``weight_shape``), and what the epilogue asks for: bias of the
+    output's channels, residual of the output's shape and layout."""
 
     x: Tensor
     weight: Tensor
@@ -59,7 +60,7 @@ class Inputs(NamedTuple):
     residual: Tensor | None
 
 
-def draw(problem: ConvProblem, device: torch.device, generator: torch.Generator | None = None) -> Inputs:
+def draw(problem: Problem, device: torch.device, generator: torch.Generator | None = None) -> Inputs:
     """Fresh random tensors of ``problem``; outputs are of the order of 1.
 
     A problem that asks for ``tf32`` gets values that TF32 holds exactly, so that float64 sees what the tensor cores see.
@@ -71,21 +72,18 @@ def draw(problem: ConvProblem, device: torch.device, generator: torch.Generator 
             values.view(torch.int32).bitwise_and_(-1 << TF32_BITS)
         return values
 
-    def image(*shape: int) -> Tensor:
-        return layout.conform(normal(*shape), problem.layout)
-
     n, out_channels, oh, ow = problem.out_shape
-    weight = normal(out_channels, 1, problem.kh, problem.kw)
-    scale = 2.0 ** -round((problem.kh * problem.kw).bit_length() / 2)  # a power of two keeps TF32 values exact
+    weight = normal(*problem.weight_shape)
+    scale = 2.0 ** -round(prod(problem.weight_shape[1:]).bit_length() / 2)  # a power of two keeps TF32 values exact
     return Inputs(
-        x=image(n, problem.c, problem.h, problem.w),
+        x=layout.conform(normal(n, problem.c, problem.h, problem.w), problem.layout),
         weight=weight * scale,
         bias=normal(out_channels) if problem.epilogue.bias else None,
-        residual=image(n, out_channels, oh, ow) if problem.epilogue.residual else None,
+        residual=layout.conform(normal(n, out_channels, oh, ow), problem.out_layout) if problem.epilogue.residual else None,
     )
 
 
-def eager(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+def eager(problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """The problem by torch's own operations, in the dtype of the tensors."""
     y = activate(convolve(problem, x, weight, bias), problem.epilogue.activation)
     return y if residual is None else y + residual
@@ -94,7 +92,7 @@ def eager(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None, 
 class Gate:
     """The references of one problem on one set of random inputs, computed once for all candidates."""
 
-    def __init__(self, problem: ConvProblem, device: torch.device, generator: torch.Generator | None = None) -> None:
+    def __init__(self, problem: Problem, device: torch.device, generator: torch.Generator | None = None) -> None:
         self.x, self.weight, self.bias, self.residual = inputs = draw(problem, device, generator)
         # in NCHW torch's own kernels serve; cuDNN, which serves channels_last, may take TF32 and loosen the bound
         self._torch = eager(problem, self.x.contiguous(), *inputs[1:])

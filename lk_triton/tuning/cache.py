@@ -22,7 +22,7 @@ import torch
 
 from ..device import Device
 from ..log import logger
-from ..problem import ConvProblem
+from ..problem import Problem
 from . import entry as entries
 from .entry import Entry
 
@@ -38,7 +38,7 @@ class Table:
 
     device: str
     arch: str
-    entries: dict[ConvProblem, tuple[Entry, ...]]
+    entries: dict[Problem, tuple[Entry, ...]]
     stale: int = 0
 
 
@@ -89,7 +89,7 @@ def ignored() -> bool:
     return distributed() and not os.environ.get(VARIABLE)
 
 
-def user_entries(problem: ConvProblem, device: Device) -> tuple[Entry, ...]:
+def user_entries(problem: Problem, device: Device) -> tuple[Entry, ...]:
     """What the user's cache holds for exactly ``problem``, the fastest first; nothing where it is ``ignored``."""
     return () if ignored() else _entries(directory(), problem, device)
 
@@ -99,7 +99,7 @@ def shipped_tables() -> list[Table]:
     return [table for file in sorted(TABLES.glob("*.json")) if (table := _table(file)) is not None]
 
 
-def shipped_entries(problem: ConvProblem, device: Device) -> tuple[Entry, ...]:
+def shipped_entries(problem: Problem, device: Device) -> tuple[Entry, ...]:
     """What the table that ships for ``device`` holds for exactly ``problem``, the fastest first."""
     return _entries(TABLES, problem, device)
 
@@ -144,7 +144,7 @@ def clear() -> list[Path]:
     return removed
 
 
-def _entries(folder: Path, problem: ConvProblem, device: Device) -> tuple[Entry, ...]:
+def _entries(folder: Path, problem: Problem, device: Device) -> tuple[Entry, ...]:
     table = _table(folder / file_name(device.name))
     return table.entries.get(problem, ()) if table and table.device == device.name else ()
 
@@ -265,8 +265,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _by_problem(found: Sequence[Entry]) -> dict[ConvProblem, tuple[Entry, ...]]:
-    grouped: dict[ConvProblem, list[Entry]] = {}
+def _by_problem(found: Sequence[Entry]) -> dict[Problem, tuple[Entry, ...]]:
+    grouped: dict[Problem, list[Entry]] = {}
     for e in found:
         grouped.setdefault(e.problem, []).append(e)
     return {problem: tuple(sorted(group, key=lambda e: e.microseconds)) for problem, group in grouped.items()}

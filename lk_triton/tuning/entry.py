@@ -19,7 +19,7 @@ import torch
 
 from ..algorithms import registry
 from ..algorithms.base import Config
-from ..problem import ConvProblem, Epilogue
+from ..problem import ConvProblem, DenseProblem, Epilogue, Problem
 
 PACKAGE = Path(__file__).parents[1]
 KERNELS = PACKAGE / "kernels"
@@ -29,7 +29,7 @@ KERNELS = PACKAGE / "kernels"
 class Entry:
     """What was measured for ``problem``: the median in microseconds over ``rounds``, and slowest over fastest round."""
 
-    problem: ConvProblem
+    problem: Problem
     algorithm: str
     config: Config
     microseconds: float
@@ -41,7 +41,7 @@ class Entry:
 
 def to_json(entry: Entry) -> dict[str, Any]:
     """The entry as plain JSON data: objects, lists, numbers and strings."""
-    return json.loads(json.dumps(asdict(entry)))
+    return {**json.loads(json.dumps(asdict(entry))), "problem": problem_to_json(entry.problem)}
 
 
 def from_json(data: Any) -> Entry:
@@ -62,19 +62,26 @@ def from_json(data: Any) -> Entry:
     return entry
 
 
-def problem_to_json(problem: ConvProblem) -> dict[str, Any]:
-    """Every field of the problem; tuples become lists."""
-    return json.loads(json.dumps(asdict(problem)))
+KINDS: dict[str, type[Problem]] = {"depthwise": ConvProblem, "dense": DenseProblem}
 
 
-def problem_from_json(data: Any) -> ConvProblem:
+def problem_to_json(problem: Problem) -> dict[str, Any]:
+    """Its kind, and every field of the problem; tuples become lists."""
+    kind = next(name for name, of_kind in KINDS.items() if isinstance(problem, of_kind))
+    return {"kind": kind, **json.loads(json.dumps(asdict(problem)))}
+
+
+def problem_from_json(data: Any) -> Problem:
     """The inverse of ``problem_to_json``.
 
     Raises:
-        ValueError: fields are missing, or unknown ones are there.
+        ValueError: the kind is unknown, fields are missing, or unknown ones are there.
     """
-    values = _fields(ConvProblem, data)
-    return _build(ConvProblem, {**values, "epilogue": _build(Epilogue, values["epilogue"])})
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind not in KINDS:
+        raise ValueError(f"a problem's kind is one of {', '.join(KINDS)}, got {kind!r}")
+    values = _fields(KINDS[kind], {name: value for name, value in data.items() if name != "kind"})
+    return _build(KINDS[kind], {**values, "epilogue": _build(Epilogue, values["epilogue"])})
 
 
 def stale(data: dict[str, Any]) -> bool:
@@ -93,7 +100,7 @@ def stale(data: dict[str, Any]) -> bool:
 def source_hash(algorithm: str) -> str:
     """Hash of all that decides what a config of ``algorithm`` runs: kernels, the algorithm's host files, what they share."""
     host = Path(inspect.getfile(type(registry.get(algorithm))))
-    shared = (PACKAGE / "algorithms" / "base.py", PACKAGE / "layout.py")
+    shared = [PACKAGE / "algorithms" / f"{name}.py" for name in ("base", "dense", "mma")] + [PACKAGE / "layout.py"]
     digest = hashlib.sha256()
     for file in (*sorted(KERNELS.glob("*.py")), *sorted(host.parent.glob(f"{host.stem}*.py")), *shared):
         # read as text: a checkout may have changed the line ends

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from math import log2
 
 from ..device import Device
-from ..problem import ConvProblem
+from ..problem import Problem
 from .cache import Table
 from .entry import Entry
 
-SAME = ("kh", "kw", "dtype", "stride", "dilation", "multiplier", "precision")
+SAME = ("kh", "kw", "dtype", "stride", "dilation", "multiplier", "out_channels", "precision")
 
 FARTHEST = 3.0
 """Sum of |log2| of the four ratios, a factor of eight in all: beyond it the cost model knows better. An assumption."""
@@ -25,19 +25,19 @@ def family(arch: str) -> str:
     return arch[:-1]
 
 
-def distance(a: ConvProblem, b: ConvProblem) -> float:
+def distance(a: Problem, b: Problem) -> float:
     """Sum of |log2| of the ratios of N, C, H and W."""
     return sum(abs(log2(max(x, 1) / max(y, 1))) for x, y in zip((a.n, a.c, a.h, a.w), (b.n, b.c, b.h, b.w), strict=True))
 
 
-def nearest(problem: ConvProblem, device: Device, tables: Iterable[Table]) -> Iterator[tuple[Entry, ...]]:
+def nearest(problem: Problem, device: Device, tables: Iterable[Table]) -> Iterator[tuple[Entry, ...]]:
     """The entries of each problem that is alike, the nearest first; same layout, epilogue and device go before others."""
     found = []
     for table in tables:
         if family(table.arch) != family(device.arch):
             continue
         for other, entries in table.entries.items():
-            if any(getattr(other, name) != getattr(problem, name) for name in SAME):
+            if any(getattr(other, name, None) != getattr(problem, name, None) for name in SAME):
                 continue
             far = distance(problem, other)
             if far <= FARTHEST:

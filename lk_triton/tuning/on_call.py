@@ -9,7 +9,7 @@ import torch
 
 from .. import device as devices
 from ..log import logger
-from ..problem import ConvProblem
+from ..problem import Problem
 from . import cache, tuner
 from .plan import Plan, plan
 
@@ -20,11 +20,11 @@ UNMEASURED = ("cost model", "nearest shipped entry")
 _told: set[str] = set()
 """What has been warned of, which is done once."""
 
-_tuned: set[tuple[ConvProblem, devices.Device]] = set()
+_tuned: set[tuple[Problem, devices.Device]] = set()
 _tuning = threading.RLock()
 
 
-def plan_for_call(problem: ConvProblem, place: torch.device, algorithm: str, bank_format: str | None) -> Plan:
+def plan_for_call(problem: Problem, place: torch.device, algorithm: str, bank_format: str | None) -> Plan:
     """The plan for a call on tensors on ``place``; see ``plan``."""
     device = devices.of(place)
     chosen = plan(problem, device, algorithm, bank_format)
@@ -39,7 +39,7 @@ def plan_for_call(problem: ConvProblem, place: torch.device, algorithm: str, ban
     return chosen
 
 
-def _tune_once(problem: ConvProblem, place: torch.device, device: devices.Device) -> None:
+def _tune_once(problem: Problem, place: torch.device, device: devices.Device) -> None:
     """Tune, unless that was tried before in this process or may not be done now. A failure must not reach the call."""
     with _tuning:
         if (problem, device) in _tuned or problem.n == 0 or cache.user_entries(problem, device):

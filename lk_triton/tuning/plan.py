@@ -16,7 +16,7 @@ from functools import lru_cache
 from ..algorithms import registry
 from ..algorithms.base import Config
 from ..device import Device
-from ..problem import ConvProblem
+from ..problem import Problem
 from . import cache
 from .entry import Entry
 from .nearest import nearest
@@ -74,7 +74,7 @@ def preferred() -> str:
     return named
 
 
-def plan(problem: ConvProblem, device: Device, algorithm: str = "auto", bank_format: str | None = None) -> Plan:
+def plan(problem: Problem, device: Device, algorithm: str = "auto", bank_format: str | None = None) -> Plan:
     """The plan for ``problem`` on ``device``.
 
     Args:
@@ -91,14 +91,14 @@ def plan(problem: ConvProblem, device: Device, algorithm: str = "auto", bank_for
     return _auto(problem, device, preferred(), bank_format, cache.state())
 
 
-def at_least_one_image(problem: ConvProblem) -> ConvProblem:
+def at_least_one_image(problem: Problem) -> Problem:
     """``problem``; an empty batch is planned as one image, so that no algorithm needs to know of it."""
     return problem if problem.n else replace(problem, n=1)
 
 
 # ``state`` only makes what is remembered depend on what the cache's answers depend on.
 @lru_cache(maxsize=4096)
-def _forced(problem: ConvProblem, device: Device, name: str, bank_format: str | None, state: object) -> Plan:
+def _forced(problem: Problem, device: Device, name: str, bank_format: str | None, state: object) -> Plan:
     reason = refusal(problem, device, name)
     if reason:
         raise ValueError(f"algorithm={name!r} cannot serve {problem}: {reason}; pass algorithm='auto' to choose another")
@@ -106,14 +106,14 @@ def _forced(problem: ConvProblem, device: Device, name: str, bank_format: str | 
 
 
 @lru_cache(maxsize=4096)
-def _auto(problem: ConvProblem, device: Device, preference: str, bank_format: str | None, state: object) -> Plan:
+def _auto(problem: Problem, device: Device, preference: str, bank_format: str | None, state: object) -> Plan:
     if preference != "auto" and refusal(problem, device, preference) is None:
         return replace(_choose(problem, device, [preference], bank_format), source="preference")
-    serving = [name for name in registry.ALGORITHMS if refusal(problem, device, name) is None]
+    serving = [name for name in registry.meant_for(problem) if refusal(problem, device, name) is None]
     return _choose(problem, device, [n for n in serving if n != "torch"] or ["torch"], bank_format)
 
 
-def refusal(problem: ConvProblem, device: Device, name: str) -> str | None:
+def refusal(problem: Problem, device: Device, name: str) -> str | None:
     """Why the algorithm called ``name`` cannot serve ``problem``, or None where it can."""
     algorithm = registry.get(name)
     reason = algorithm.supports(problem, device)
@@ -122,7 +122,7 @@ def refusal(problem: ConvProblem, device: Device, name: str) -> str | None:
     return reason
 
 
-def _choose(problem: ConvProblem, device: Device, names: list[str], bank_format: str | None) -> Plan:
+def _choose(problem: Problem, device: Device, names: list[str], bank_format: str | None) -> Plan:
     """The best known plan among the algorithms called ``names``, all of which serve."""
     legal = [(name, config) for name in names for config in registry.get(name).configs(problem, device)]
     if bank_format is not None and any(_reads(pair) == bank_format for pair in legal):
@@ -139,7 +139,7 @@ def _choose(problem: ConvProblem, device: Device, names: list[str], bank_format:
     return Plan(best, config, "cost model")
 
 
-def _measured(problem: ConvProblem, device: Device) -> Iterator[tuple[str, tuple[Entry, ...]]]:
+def _measured(problem: Problem, device: Device) -> Iterator[tuple[str, tuple[Entry, ...]]]:
     """(source, entries), the best source first."""
     yield "user cache", cache.user_entries(problem, device)
     yield "shipped table", cache.shipped_entries(problem, device)

@@ -22,7 +22,7 @@ from ..algorithms import registry
 from ..algorithms.base import Config
 from ..device import Device
 from ..log import logger
-from ..problem import ConvProblem
+from ..problem import Problem
 from . import cache, timing
 from .accuracy import Gate, draw
 from .entry import Entry, source_hash, versions
@@ -76,7 +76,7 @@ class Result:
         notes: per algorithm that cannot serve the problem, why not.
     """
 
-    problem: ConvProblem
+    problem: Problem
     plan: Plan
     microseconds: float | None
     estimate_us: float
@@ -107,7 +107,7 @@ def why_not(place: torch.device) -> str | None:
     return None
 
 
-def candidates(problem: ConvProblem, device: Device, top_k: int = TOP_K) -> list[Candidate]:
+def candidates(problem: Problem, device: Device, top_k: int = TOP_K) -> list[Candidate]:
     """The ``top_k`` most promising configs of all Triton algorithms that serve, the best estimate first.
 
     The best of each algorithm and bank format is among them, as far as ``top_k`` allows, and at most ``TWINS`` of one kind
@@ -115,7 +115,7 @@ def candidates(problem: ConvProblem, device: Device, top_k: int = TOP_K) -> list
     """
     found = []
     twins: Counter[tuple[object, ...]] = Counter()
-    for name, algorithm in registry.ALGORITHMS.items():
+    for name, algorithm in registry.meant_for(problem).items():
         if name != "torch" and algorithm.supports(problem, device) is None:
             for config in algorithm.configs(problem, device):
                 seconds, limiter = algorithm.estimate(problem, config, device)
@@ -137,7 +137,7 @@ def kind(candidate: Candidate) -> tuple[str, str | None]:
 
 @torch.inference_mode()
 def tune_problems(
-    problems: Sequence[ConvProblem],
+    problems: Sequence[Problem],
     place: torch.device,
     *,
     top_k: int = TOP_K,
@@ -172,7 +172,7 @@ def tune_problems(
 
 
 def measure(
-    problem: ConvProblem, found: Sequence[Candidate], place: torch.device, rounds: int, timer: TimerFactory
+    problem: Problem, found: Sequence[Candidate], place: torch.device, rounds: int, timer: TimerFactory
 ) -> list[Trial]:
     """Compile, check and time candidates. One that is wrong or fails is rejected with the reason; the others go on."""
     if not found:
@@ -199,14 +199,14 @@ def measure(
 
 
 def launch(
-    problem: ConvProblem, candidate: Candidate, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+    problem: Problem, candidate: Candidate, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> Tensor:
     """Run a candidate as the op would."""
     return registry.get(candidate.algorithm).launch(problem, candidate.config, x, bank, bias, residual)
 
 
 def _first_runs(
-    problem: ConvProblem, found: Sequence[Candidate], gate: Gate, rejected: dict[Candidate, str]
+    problem: Problem, found: Sequence[Candidate], gate: Gate, rejected: dict[Candidate, str]
 ) -> dict[Candidate, Tensor]:
     """Pack and launch every candidate once, and return the banks of those that could.
 
@@ -236,7 +236,7 @@ def _first_runs(
 class _Images:
     """Random x and residual of a problem, as many as the hungriest candidate rotates through, shared by all."""
 
-    def __init__(self, problem: ConvProblem, place: torch.device, generator: torch.Generator) -> None:
+    def __init__(self, problem: Problem, place: torch.device, generator: torch.Generator) -> None:
         self._problem, self._place, self._generator = problem, place, generator
         self._drawn: list[tuple[Tensor, Tensor | None]] = []
 
@@ -249,7 +249,7 @@ class _Images:
 
 
 def _timer(
-    problem: ConvProblem, candidate: Candidate, bank: Tensor, gate: Gate, images: _Images, place: torch.device,
+    problem: Problem, candidate: Candidate, bank: Tensor, gate: Gate, images: _Images, place: torch.device,
     timer: TimerFactory,
 ) -> Timer:
     """Times a candidate over rotating images and banks: in a network other layers flush L2 between two calls of this one."""
@@ -265,7 +265,7 @@ def _timer(
     return timer(call, count, place)
 
 
-def _conclude(problem: ConvProblem, device: Device, trials: list[Trial], save: bool) -> Result:
+def _conclude(problem: Problem, device: Device, trials: list[Trial], save: bool) -> Result:
     """Save the fastest of each kind, and say what will run."""
     timed = sorted((us, i) for i, trial in enumerate(trials) if (us := trial.microseconds) is not None)
     fastest: dict[tuple[str, str | None], Entry] = {}
@@ -273,7 +273,7 @@ def _conclude(problem: ConvProblem, device: Device, trials: list[Trial], save: b
         fastest.setdefault(kind(trials[i].candidate), _entry(problem, trials[i]))
     if save and fastest:
         cache.record(device, list(fastest.values()))
-    notes = {name: why for name in registry.ALGORITHMS if (why := refusal(problem, device, name)) is not None}
+    notes = {name: why for name in registry.meant_for(problem) if (why := refusal(problem, device, name)) is not None}
     if not timed:
         chosen = plan(problem, device)
         estimate = registry.get(chosen.algorithm).estimate(problem, chosen.config, device).seconds * 1e6
@@ -284,7 +284,7 @@ def _conclude(problem: ConvProblem, device: Device, trials: list[Trial], save: b
     return Result(problem, chosen, microseconds, best.estimate_us, tuple(trials), notes)
 
 
-def _entry(problem: ConvProblem, trial: Trial) -> Entry:
+def _entry(problem: Problem, trial: Trial) -> Entry:
     algorithm, timing = trial.candidate.algorithm, trial.timing
     assert timing is not None
     return Entry(

@@ -11,16 +11,17 @@ import torch
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, Problem
 from lk_triton.tuning import cache, entry
 from lk_triton.tuning.entry import Entry
 
 H100 = devices.for_arch("sm_90")
 LAYER = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15), epilogue=Epilogue(True, "relu"))
+DENSE = DenseProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major", epilogue=Epilogue(True, "gelu"))
 SMALL = ConvProblem(1, 2, 6, 6, 5, 5, padding=(2, 2))
 
 
-def entry_of(problem: ConvProblem = LAYER, algorithm: str = "toeplitz", index: int = 0, us: float = 100.0) -> Entry:
+def entry_of(problem: Problem = LAYER, algorithm: str = "toeplitz", index: int = 0, us: float = 100.0) -> Entry:
     config = registry.get(algorithm).configs(problem, H100)[index]
     return Entry(problem, algorithm, config, us, 7, 1.02, entry.versions(), entry.source_hash(algorithm))
 

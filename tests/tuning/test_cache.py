@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import H100, LAYER, SMALL, edit, entry_of, pretend_ranks
+from fakes import DENSE, H100, LAYER, SMALL, edit, entry_of, pretend_ranks
 
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.problem import ConvProblem, Epilogue, Problem
 from lk_triton.tuning import cache, entry
 
 SHIPPED = cache.TABLES
@@ -28,11 +28,12 @@ SHIPPED = cache.TABLES
     [
         LAYER,
         SMALL,
+        DENSE,
         ConvProblem(2, 3, 9, 8, 3, 5, (2, 1), (1, 2), (1, 2), 2, "bfloat16", "channels_last", Epilogue(False, None, True)),
         replace(SMALL, dtype="float32", precision="tf32x3"),
     ],
 )
-def test_the_key_survives_json(problem: ConvProblem) -> None:
+def test_the_key_survives_json(problem: Problem) -> None:
     """Lists are tuples again: a list in a key never equals a tuple, and every lookup would miss."""
     read = entry.problem_from_json(json.loads(json.dumps(entry.problem_to_json(problem))))
     assert read == problem
@@ -42,11 +43,12 @@ def test_the_key_survives_json(problem: ConvProblem) -> None:
 
 @pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
 def test_entries_survive_json(algorithm: str) -> None:
+    problem = LAYER if algorithm in registry.meant_for(LAYER) else DENSE
     for index in (0, -1):
-        written = entry_of(algorithm=algorithm, index=index)
+        written = entry_of(problem, algorithm, index)
         read = entry.from_json(json.loads(json.dumps(entry.to_json(written))))
         assert read == written
-        assert read.config in registry.get(algorithm).configs(LAYER, H100)
+        assert read.config in registry.get(algorithm).configs(problem, H100)
 
 
 def test_the_hash_is_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

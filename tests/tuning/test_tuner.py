@@ -23,7 +23,7 @@ from lk_triton.algorithms.torch_ import TorchAlgorithm
 from lk_triton.device import Device
 from lk_triton.layout import layout_of
 from lk_triton.models import create_model
-from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue
 from lk_triton.recorder import problems_of
 from lk_triton.tuning import cache, on_call, timing, tuner
 from lk_triton.tuning.accuracy import Gate, draw, eager
@@ -280,6 +280,7 @@ def test_the_problems_of_a_model() -> None:
     net = Net().eval()
     expected = {
         ConvProblem(2, 4, 9, 7, 5, 5, padding=(2, 2), dtype="float32", epilogue=Epilogue(True, "relu")): 2,
+        DenseProblem(2, 4, 9, 7, 4, dtype="float32", epilogue=Epilogue(True)): 1,
         ConvProblem(2, 4, 9, 7, 3, 3, padding=(1, 1), dtype="float32", epilogue=Epilogue(False, None, True)): 1,
     }
     assert problems_of(net, (2, 4, 9, 7)) == problems_of(net, torch.ones(2, 4, 9, 7)) == expected
@@ -297,12 +298,16 @@ def test_the_problems_of_a_network_that_is_not_there() -> None:
     found = problems_of(network, (64, 3, 224, 224))
     large = {(p.c, p.h, p.kh): count for p, count in found.items() if p.kh > 3}
     assert large == {(128, 56, 31): 2, (256, 28, 29): 2, (512, 14, 27): 18, (1024, 7, 13): 2}
+    dense = {(p.c, p.out_channels, p.h): count for p, count in found.items() if isinstance(p, DenseProblem) and p.h == 14}
+    assert dense == {(512, 512, 14): 36, (512, 2048, 14): 18, (2048, 512, 14): 18, (512, 1024, 14): 1}
+    inside = [p for p in found if p.c != 3]
+    assert {p.layout for p in inside} == {p.out_layout for p in found} == {"channel_major"}
 
 
 def test_tuning_a_model(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     install(monkeypatch, clock, FakeConfig(1, 1))
     results = lk_triton.tune(Net().eval(), (2, 4, 9, 7), dtype=torch.bfloat16)
-    assert [(r.problem.kh, r.problem.dtype) for r in results] == [(5, "bfloat16"), (3, "bfloat16")]
+    assert [(r.problem.kh, r.problem.dtype) for r in results] == [(5, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
     assert all(plan(r.problem, devices.of(CPU)).source == "user cache" for r in results)
 
 

@@ -1,0 +1,123 @@
+"""Packed weights of a module: made by ``prepare()``, dropped by whatever may change the weight.
+
+A bank is a plain attribute, neither parameter nor buffer. Version counters of tensors cannot be trusted for its lifetime:
+fused optimizers and writes through ``.data`` do not bump them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from . import device as devices
+from .algorithms import registry
+from .problem import Problem
+from .tuning.plan import plan
+
+
+class _Prepared(NamedTuple):
+    """A bank, the format it is in, and the parameter that it was packed from."""
+
+    bank: Tensor
+    format: str
+    weight: Tensor
+
+
+class Banked(nn.Conv2d):
+    """A convolution that may hold its weight packed.
+
+    ``prepare()`` packs the weight once for repeated inference. The packed copy (the bank) is no parameter or buffer; it is
+    dropped by ``train()``, ``.to()``, ``.half()``, ``load_state_dict``, ``deepcopy`` and pickling. After writing into the
+    weight in place (an optimizer step, ``weight.data``), call ``prepare()`` again.
+    """
+
+    _prepared: _Prepared | None = None
+
+    @torch.no_grad()
+    def prepare(self, *example_shapes: Sequence[int]) -> Self:
+        """Pack the weight for inference, in the format that is fastest over the input shapes to come.
+
+        Args:
+            example_shapes: (N, C, H, W) each; by default one batch of 64 maps of a usual size.
+
+        Raises:
+            RuntimeError: the module is in training mode.
+        """
+        if self.training:
+            raise RuntimeError("prepare() packs weights for inference: call .eval() on the module first")
+        self._prepared = None
+        device = devices.of(self.weight.device)
+        problems = [self._problem(shape) for shape in example_shapes or (self._example(),)]
+        plans = [(p, plan(p, device)) for p in problems]
+        by_format: dict[str, tuple[Problem, Any, Any]] = {}
+        for problem, chosen in plans:
+            algorithm = registry.get(chosen.algorithm)
+            bank_format = algorithm.bank_format(chosen.config)
+            if bank_format is not None:
+                by_format[bank_format] = (problem, algorithm, chosen.config)
+        if not by_format:
+            return self
+
+        def seconds(bank_format: str) -> float:
+            chosen = [(p, plan(p, device, bank_format=bank_format)) for p in problems]
+            return sum(registry.get(c.algorithm).estimate(p, c.config, device).seconds for p, c in chosen)
+
+        best = min(by_format, key=seconds)
+        problem, algorithm, config = by_format[best]
+        # Of type Parameter, though not registered: torch.compile(dynamic=True) then takes the bank's shape as fixed.
+        bank = nn.Parameter(algorithm.pack(self.weight, problem, config), requires_grad=False)
+        self._prepared = _Prepared(bank, best, self.weight)
+        return self
+
+    @property
+    def bank_bytes(self) -> int:
+        """Memory of the packed weights held now, in bytes; 0 where none are held."""
+        return 0 if self._prepared is None else self._prepared.bank.nbytes
+
+    def _bank(self) -> tuple[Tensor | None, str | None]:
+        """The bank of the weight as it is now, and its format; nothing where there is none."""
+        if self._prepared is None or self._prepared.weight is not self.weight:
+            return None, None
+        return self._prepared.bank, self._prepared.format
+
+    def _example(self) -> tuple[int, int, int, int]:
+        """A usual input shape."""
+        raise NotImplementedError
+
+    def _problem(self, shape: Sequence[int]) -> Problem:
+        """The problem that an input of this shape poses."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._prepared = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._prepared = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+
+def check_example(shape: Sequence[int], channels: int) -> tuple[int, int, int, int]:
+    """``shape`` as (N, C, H, W).
+
+    Raises:
+        ValueError: it is no such shape, or has other channels than the layer.
+    """
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"an example shape must be (N, C, H, W), got {tuple(shape)}")
+    n, c, h, w = shape
+    if c != channels:
+        raise ValueError(f"example shape {tuple(shape)} has {c} channels, this layer has {channels}")
+    return n, c, h, w
