@@ -115,5 +115,5 @@ PROVIDERS: dict[str, Provider] = {
     "flaggems": Provider(_flaggems),
     OURS + "auto": _algorithm("auto"),
     OURS + "auto_channels_last": _algorithm("auto", torch.channels_last),
-    **{OURS + name: _algorithm(name) for name in registry.ALGORITHMS},
+    **{OURS + name: _algorithm(name) for name in registry.meant_for(ConvProblem)},
 }

@@ -37,6 +37,9 @@ class Banked(nn.Conv2d):
 
     _prepared: _Prepared | None = None
 
+    changes = 0
+    """Of the weight or its packing, so far: what was captured or compiled at another number is stale."""
+
     @torch.no_grad()
     def prepare(self, *example_shapes: Sequence[int]) -> Self:
         """Pack the weight for inference, in the format that is fastest over the input shapes to come.
@@ -49,7 +52,7 @@ class Banked(nn.Conv2d):
         """
         if self.training:
             raise RuntimeError("prepare() packs weights for inference: call .eval() on the module first")
-        self._prepared = None
+        self._drop()
         device = devices.of(self.weight.device)
         problems = [self._problem(shape) for shape in example_shapes or (self._example(),)]
         plans = [(p, plan(p, device)) for p in problems]
@@ -84,6 +87,10 @@ class Banked(nn.Conv2d):
             return None, None
         return self._prepared.bank, self._prepared.format
 
+    def _drop(self) -> None:
+        self._prepared = None
+        self.changes += 1
+
     def _example(self) -> tuple[int, int, int, int]:
         """A usual input shape."""
         raise NotImplementedError
@@ -94,15 +101,15 @@ class Banked(nn.Conv2d):
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self._prepared = None
+            self._drop()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._prepared = None
+        self._drop()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._prepared = None
+        self._drop()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--arch", metavar="A", help="such as sm_80, sm_90, sm_100 (for a100, h100, b200) or gfx942 (mi300x)")
     problem = parser.add_mutually_exclusive_group(required=True)
     problem.add_argument("--shape", type=_sizes(4), metavar="N,C,H,W", help="one problem's input")
-    problem.add_argument("--model", metavar="NAME", help="every depthwise layer of a fused network")
+    problem.add_argument("--model", metavar="NAME", help="every layer of a fused network")
     parser.add_argument("--kernel", type=_sizes(2), metavar="KH,KW", help="with --shape; padded by half of it")
     parser.add_argument("--stride", type=_positive, metavar="S", help="with --shape; default: 1")
     parser.add_argument("--activation", choices=ACTIVATIONS, help="with --shape; fused behind the bias; default: none")
@@ -92,7 +92,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measures the most promising configs of every depthwise layer of a fused network on this machine's GPU, and saves the "
+        "Measures the most promising configs of every layer of a fused network on this machine's GPU, and saves the "
         "fastest right ones for all processes to come. Results go to stdout, progress to stderr."
     )
     parser.add_argument("--model", default="replknet_31b", metavar="NAME", help="default: %(default)s")
@@ -114,7 +114,7 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Versions, compiler and device, and the algorithm that each depthwise layer of RepLKNet-31B takes."
+    parser.description = "Versions, compiler and device, and the algorithm that each layer of RepLKNet-31B takes."
     parser.add_argument("--arch", metavar="A", help="explain for this architecture, such as sm_90, instead of this machine's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=_info)

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -79,6 +82,19 @@ def _implementation(
     return run(problem, x, weight, bias, residual, bank, algorithm, bank_format)
 
 
+_packing_forbidden: ContextVar[bool] = ContextVar("lk_triton_packing_forbidden", default=False)
+
+
+@contextmanager
+def no_packing() -> Iterator[None]:
+    """Inside the ``with`` block, a call that would pack its weight raises RuntimeError."""
+    token = _packing_forbidden.set(True)
+    try:
+        yield
+    finally:
+        _packing_forbidden.reset(token)
+
+
 def run(
     problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, bank: Tensor | None,
     algorithm: str, bank_format: str | None,
@@ -90,6 +106,11 @@ def run(
     serving = registry.get(chosen.algorithm)
     wanted = serving.bank_format(chosen.config)
     if bank is None or wanted != bank_format:
+        if wanted is not None and _packing_forbidden.get():
+            raise RuntimeError(
+                f"{problem} would pack its weight in every replay of the graph that is being captured: call prepare() on the "
+                "layer, with the input shape of the capture, after the last change of its weight"
+            )
         bank = serving.pack(weight, problem, chosen.config)
     return serving.launch(problem, chosen.config, x, bank, bias, residual)
 

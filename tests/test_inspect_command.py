@@ -138,8 +138,12 @@ def test_model() -> None:
     assert {h: count for (algorithm, h, k), count in counts.items() if k > 3 and algorithm == "toeplitz"} == {
         56: 2, 28: 2, 14: 18, 7: 2,
     }  # fmt: skip
-    small = [one for one in layers if one["problem"]["kh"] == 3]
+    assert sum(one["count"] for one in layers) == 130
+    small = [one for one in layers if one["problem"]["kh"] == 3 and one["problem"]["kind"] == "depthwise"]
     assert sum(one["count"] for one in small) == 5
+    dense = {one["problem"]["kh"]: one["algorithm"] for one in layers if one["problem"]["kind"] == "dense"}
+    assert dense[3] == "stem"
+    assert dense[1] in ("pointwise", "cublas")
     assert {one["algorithm"] for one in small if one["problem"]["stride"] == [2, 2]} == {"direct"}, "toeplitz is preferred"
     assert found["total_estimate_us"] == pytest.approx(sum(one["count"] * one["estimate_us"] for one in layers), abs=0.2)
 

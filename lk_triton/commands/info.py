@@ -1,4 +1,4 @@
-"""``lk-triton info``: what is installed, what is missing, and which algorithm each depthwise layer would take."""
+"""``lk-triton info``: what is installed, what is missing, and which algorithm each layer would take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tabulate import tabulate
 from .. import device as devices
 from ..functional import Explanation, explain_problem
 from ..models import create_model
-from ..problem import ConvProblem
+from ..problem import Problem
 from ..recorder import problems_of
 from . import CommandError, versions
 
@@ -32,7 +32,7 @@ def info(arguments: argparse.Namespace) -> int:
     layers = [
         (count, explain_problem(replace(problem, dtype=dtype), device))
         for dtype in DTYPES
-        for problem, count in depthwise_problems().items()
+        for problem, count in fused_problems().items()
     ]
     if arguments.json:
         print(json.dumps(report(device, layers), indent=2))
@@ -55,8 +55,8 @@ def target(arch: str | None) -> devices.Device:
     return devices.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def depthwise_problems() -> Counter[ConvProblem]:
-    """Every distinct depthwise problem of the fused network at batch 64, and how many layers pose it.
+def fused_problems() -> Counter[Problem]:
+    """Every distinct problem of the fused network at batch 64, and how many layers pose it.
 
     The network runs on the meta device: nothing is allocated or computed.
     """
@@ -107,7 +107,7 @@ def text(device: devices.Device, layers: list[tuple[int, Explanation]]) -> str:
     rows = [(count, str(e.problem), e.plan.algorithm, others(e)) for count, e in layers]
     return "\n\n".join((
         tabulate(facts, tablefmt="plain"),
-        f"depthwise layers of the fused {MODEL}, input {INPUT}; estimates come from the cost model, not from a measurement",
+        f"layers of the fused {MODEL}, input {INPUT}; estimates come from the cost model, not from a measurement",
         tabulate(rows, headers=("layers", "problem", "algorithm", "why not the others"), tablefmt="simple"),
     ))  # fmt: skip
 

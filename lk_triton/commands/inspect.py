@@ -18,14 +18,14 @@ from ..algorithms import registry
 from ..device import Device
 from ..inspector import Inspection
 from ..models import create_model
-from ..problem import ConvProblem, Epilogue
+from ..problem import ConvProblem, Epilogue, Problem
 from ..recorder import problems_of
 from ..tuning import tuner
 from ..tuning.entry import problem_to_json
 from ..tuning.plan import refusal
 from . import CommandError, words
 
-Inspected = list[tuple[ConvProblem, int, list[Inspection]]]
+Inspected = list[tuple[Problem, int, list[Inspection]]]
 """(problem, layers that pose it, its configs, the best estimate first)."""
 
 ONLY_WITH = {"shape": ("kernel", "stride", "activation", "residual", "sass"), "model": ("batch", "size")}
@@ -101,8 +101,8 @@ def _problem(arguments: argparse.Namespace) -> ConvProblem:
     )  # fmt: skip
 
 
-def _layers(arguments: argparse.Namespace) -> Counter[ConvProblem]:
-    """The distinct depthwise problems of the fused network and how many layers pose each; nothing is computed."""
+def _layers(arguments: argparse.Namespace) -> Counter[Problem]:
+    """The distinct problems of the fused network and how many layers pose each; nothing is computed."""
     try:
         network = create_model(arguments.model, device="meta").eval().reparameterize()
     except ValueError as error:
@@ -111,7 +111,7 @@ def _layers(arguments: argparse.Namespace) -> Counter[ConvProblem]:
     return Counter({replace(problem, dtype=arguments.dtype): count for problem, count in found.items()})
 
 
-def _candidates(problem: ConvProblem, device: Device, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
+def _candidates(problem: Problem, device: Device, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
     """The ``top`` best estimates of ``algorithm``; of all of them what the tuner would measure, which is of every kind.
 
     With ``prefer``, a problem that ``algorithm`` cannot serve takes all of them, as a layer under ``lk_triton.use`` does.
@@ -124,7 +124,7 @@ def _candidates(problem: ConvProblem, device: Device, algorithm: str | None, top
     else:
         found = [c for c in tuner.candidates(problem, device, sys.maxsize) if c.algorithm == algorithm][:top]
     if not found:
-        reasons = {n: refusal(problem, device, n) for n in registry.ALGORITHMS if n != "torch"}
+        reasons = {n: refusal(problem, device, n) for n in registry.meant_for(problem) if n != "torch"}
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise CommandError(f"no Triton algorithm serves {problem} on {device.name}: {why}")
     return found
@@ -190,7 +190,7 @@ def _text(arguments: argparse.Namespace, device: Device, inspected: Inspected) -
     parts.append("\n".join(f"{number}: {words(one.candidate.config)}" for number, (_, one) in enumerate(listed, 1)))
     if arguments.model is not None:
         layers = sum(count for _, count, _ in inspected)
-        parts.append(f"{layers} depthwise layers of {arguments.model}, sum of estimates: {_total_us(inspected):.1f} us")
+        parts.append(f"{layers} layers of {arguments.model}, sum of estimates: {_total_us(inspected):.1f} us")
     return "\n\n".join(parts)
 
 

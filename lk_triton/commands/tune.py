@@ -1,4 +1,4 @@
-"""``lk-triton tune``: measure the depthwise layers of a network, or list what would be measured.
+"""``lk-triton tune``: measure the layers of a network, or list what would be measured.
 
 With --json every line on stdout is one object with a ``type``, printed as soon as it is known: ``device`` first, then one
 ``result``, ``error`` or ``candidates`` a problem, ``summary`` last.
@@ -19,7 +19,7 @@ from tabulate import tabulate
 from .. import device as devices
 from ..functional import tune as tune_problems
 from ..models import create_model
-from ..problem import ConvProblem
+from ..problem import Problem
 from ..recorder import problems_of
 from ..tuning import cache, tuner
 from ..tuning.entry import problem_to_json
@@ -38,8 +38,8 @@ def tune(arguments: argparse.Namespace) -> int:
     return _dry_run(arguments) if arguments.dry_run else _measure(arguments)
 
 
-def problems(model: str, batches: list[int], sizes: list[int], dtypes: list[str]) -> list[ConvProblem]:
-    """The distinct depthwise problems of the fused network; it runs on the meta device, where nothing is computed.
+def problems(model: str, batches: list[int], sizes: list[int], dtypes: list[str]) -> list[Problem]:
+    """The distinct problems of the fused network; it runs on the meta device, where nothing is computed.
 
     Raises:
         CommandError: there is no such model.
@@ -68,7 +68,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_line(_header(device, asked) | {"file": str(file)})
     results: list[tuner.Result] = []
-    errors: dict[ConvProblem, str] = {}
+    errors: dict[Problem, str] = {}
     for number, problem in enumerate(asked, 1):
         try:
             (result,) = tune_problems([problem], device=place, top_k=arguments.top)
@@ -93,11 +93,11 @@ def _measure(arguments: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _header(device: devices.Device, asked: list[ConvProblem]) -> dict[str, Any]:
+def _header(device: devices.Device, asked: list[Problem]) -> dict[str, Any]:
     return {"type": "device", "device": device.name, "arch": device.arch, "versions": versions(), "problems": len(asked)}
 
 
-def _summary(asked: list[ConvProblem], measured: int, failed: int) -> dict[str, Any]:
+def _summary(asked: list[Problem], measured: int, failed: int) -> dict[str, Any]:
     return {"type": "summary", "problems": len(asked), "measured": measured, "failed": failed}
 
 
@@ -144,7 +144,7 @@ def _estimated_device(arguments: argparse.Namespace) -> devices.Device:
         raise CommandError(str(error)) from None
 
 
-def _table(results: list[tuner.Result], errors: dict[ConvProblem, str]) -> str:
+def _table(results: list[tuner.Result], errors: dict[Problem, str]) -> str:
     headers = ("problem", "algorithm", "config", "us", "estimate us", "tried", "rejected")
     rows = [
         (r.problem, r.plan.algorithm, words(r.plan.config), r.microseconds, r.estimate_us, len(r.trials), len(r.rejected))

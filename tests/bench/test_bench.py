@@ -243,7 +243,7 @@ def test_channels_last_in_means_a_channels_last_problem() -> None:
 
 
 def test_every_algorithm_is_a_provider() -> None:
-    assert {f"lk_triton_{name}" for name in (*registry.ALGORITHMS, "auto")} <= PROVIDERS.keys()
+    assert {f"lk_triton_{name}" for name in (*registry.meant_for(ConvProblem), "auto")} <= PROVIDERS.keys()
 
 
 def test_rates_and_ratios_by_hand() -> None:

@@ -1,0 +1,143 @@
+"""CUDA-graph capture and replay of a whole network: one launch for the CPU, whatever the number of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import library
+from .bank import Banked
+
+WARM_UP = 3
+"""Forwards before the capture: plans, compilations and cuBLAS's workspaces are made there."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One captured forward: the buffer that it reads, the output that it writes, and how to run it again."""
+
+    x: Tensor
+    output: Any
+    replay: Callable[[], None]
+
+
+class Graph:
+    """A network captured for some input shapes; made by ``graph``. Call it like the network.
+
+    The output lives in static buffers: the next call with the same shape overwrites it, so clone what must stay.
+
+    Raises:
+        ValueError: the input's shape, dtype or device is none that was captured.
+        RuntimeError: since the capture the network was trained, loaded into, moved, cast or prepared again, so that the graph
+            would answer with old weights: call ``graph`` again.
+    """
+
+    def __init__(self, model: nn.Module, captured: Sequence[Captured]) -> None:
+        self._model = model
+        self._captured = {(tuple(c.x.shape), c.x.dtype, c.x.device): c for c in captured}
+        self._banked = [module for module in model.modules() if isinstance(module, Banked)]
+        self._stamp = self._stamp_now()
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The captured input shapes."""
+        return [shape for shape, _, _ in self._captured]
+
+    def __call__(self, x: Tensor) -> Any:
+        """``model(x)`` by replay: x of a captured shape, dtype and device -> what the model returns, in static buffers."""
+        if self._stamp != self._stamp_now():
+            raise RuntimeError(
+                "the network has changed since its capture (train(), load_state_dict, .to(), a cast, or prepare()), and the "
+                "graph would answer with its old weights: put it in eval mode and call lk_triton.graph(model, example) again"
+            )
+        captured = self._captured.get((tuple(x.shape), x.dtype, x.device))
+        if captured is None:
+            known = "; ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in self._captured)
+            raise ValueError(
+                f"no graph was captured for {tuple(x.shape)} {x.dtype} on {x.device}; captured: {known}. Convert the input, or "
+                "capture that shape too: lk_triton.graph(model, example, another_example)"
+            )
+        captured.x.copy_(x)
+        captured.replay()
+        return captured.output
+
+    def _stamp_now(self) -> tuple[Any, ...]:
+        """Changes with whatever ends the graph's validity; cheap, for it is compared in every call.
+
+        Layers without packed weights are read in place, so that loading into them alone ends nothing.
+        """
+        first = next(self._model.parameters(), None)
+        pointer = None if first is None else first.data_ptr()
+        return self._model.training, pointer, *(module.changes for module in self._banked)
+
+    def __getstate__(self) -> Any:
+        raise TypeError("a captured graph cannot be copied or pickled: copy the model, and capture the copy")
+
+
+def graph(model: nn.Module, *examples: Tensor | Sequence[int]) -> Graph:
+    """Capture ``model(example)`` as a CUDA graph, for one input shape or several, which share their memory.
+
+    Args:
+        model: in eval mode, on a GPU. It is prepared for the examples first (``prepare``): weights are packed, kernels planned
+            and compiled before the capture, not in it.
+        examples: tensors, or shapes such as (1, 3, 224, 224), which stand for zeros in the dtype and on the device of the model.
+
+    Returns:
+        A ``Graph``, called like the model. It answers with the weights of now: what changes them ends its validity, and a
+        replay then raises.
+
+    Raises:
+        RuntimeError: the model is in training mode or not on a CUDA or ROCm GPU.
+        ValueError: there are no examples.
+    """
+    if not examples:
+        raise ValueError("a graph is captured on example inputs: pass tensors or shapes, such as (1, 3, 224, 224)")
+    if any(module.training for module in model.modules()):
+        raise RuntimeError("a graph is captured for inference: call .eval() on the model first")
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    inputs = [e.clone() if isinstance(e, Tensor) else torch.zeros(tuple(e), dtype=like.dtype, device=like.device) for e in examples]
+    for x in inputs:
+        if x.device.type != "cuda":
+            raise RuntimeError(f"CUDA graphs need a CUDA or ROCm GPU, the example is on {x.device}: call the model itself there")
+    prepare(model, inputs)
+    inputs.sort(key=Tensor.numel, reverse=True)  # the largest first: the others fit into its memory
+    return Graph(model, capture(model, inputs))
+
+
+def prepare(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Pack the weights: by the model's own ``prepare`` for these inputs, else layer by layer."""
+    own = getattr(model, "prepare", None)
+    if callable(own):
+        own(*(tuple(x.shape) for x in inputs))
+        return
+    for module in model.modules():
+        if isinstance(module, Banked):
+            module.prepare()
+
+
+@torch.no_grad()
+def capture(model: nn.Module, inputs: Sequence[Tensor]) -> list[Captured]:
+    """One graph per input, all in one memory pool; ``inputs`` become the static buffers."""
+    found = []
+    device = inputs[0].device
+    pool = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        for x in inputs:
+            for _ in range(WARM_UP):
+                model(x)
+            stream.synchronize()
+            cuda_graph = torch.cuda.CUDAGraph()
+            with library.no_packing(), torch.cuda.graph(cuda_graph, pool=pool, stream=stream):
+                output = model(x)
+            found.append(Captured(x, output, cuda_graph.replay))
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return found
+
+
+__all__ = ["Graph", "graph"]
