@@ -58,8 +58,8 @@ class Graph:
         if captured is None:
             known = "; ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in self._captured)
             raise ValueError(
-                f"no graph was captured for {tuple(x.shape)} {x.dtype} on {x.device}; captured: {known}. Convert the input, or "
-                "capture that shape too: lk_triton.graph(model, example, another_example)"
+                f"no graph was captured for {tuple(x.shape)} {x.dtype} on {x.device}; captured: {known}. Convert the input, "
+                "or capture that shape too: lk_triton.graph(model, example, another_example)"
             )
         captured.x.copy_(x)
         captured.replay()
@@ -82,9 +82,10 @@ def graph(model: nn.Module, *examples: Tensor | Sequence[int]) -> Graph:
     """Capture ``model(example)`` as a CUDA graph, for one input shape or several, which share their memory.
 
     Args:
-        model: in eval mode, on a GPU. It is prepared for the examples first (``prepare``): weights are packed, kernels planned
-            and compiled before the capture, not in it.
-        examples: tensors, or shapes such as (1, 3, 224, 224), which stand for zeros in the dtype and on the device of the model.
+        model: in eval mode, on a GPU. It is prepared for the examples first (``prepare``): weights are packed, kernels
+            planned and compiled before the capture, not in it.
+        examples: tensors, or shapes such as (1, 3, 224, 224), which stand for zeros in the dtype and on the device of the
+            model.
 
     Returns:
         A ``Graph``, called like the model. It answers with the weights of now: what changes them ends its validity, and a
@@ -99,10 +100,10 @@ def graph(model: nn.Module, *examples: Tensor | Sequence[int]) -> Graph:
     if any(module.training for module in model.modules()):
         raise RuntimeError("a graph is captured for inference: call .eval() on the model first")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    inputs = [e.clone() if isinstance(e, Tensor) else torch.zeros(tuple(e), dtype=like.dtype, device=like.device) for e in examples]
+    inputs = [e.clone() if isinstance(e, Tensor) else like.new_zeros(tuple(e)) for e in examples]
     for x in inputs:
         if x.device.type != "cuda":
-            raise RuntimeError(f"CUDA graphs need a CUDA or ROCm GPU, the example is on {x.device}: call the model itself there")
+            raise RuntimeError(f"CUDA graphs need a CUDA or ROCm GPU, the example is on {x.device}: call the model itself")
     prepare(model, inputs)
     inputs.sort(key=Tensor.numel, reverse=True)  # the largest first: the others fit into its memory
     return Graph(model, capture(model, inputs))

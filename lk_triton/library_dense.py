@@ -1,4 +1,4 @@
-"""The registered op ``lk_triton::dense_conv2d``, for 1x1 convolutions and the stem: like ``library.py``'s for depthwise ones."""
+"""The registered op ``lk_triton::dense_conv2d``, for 1x1 convolutions and the stem; see ``library.py``."""
 
 from __future__ import annotations
 

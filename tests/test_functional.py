@@ -12,7 +12,6 @@ from torch import Tensor
 import lk_triton
 from lk_triton import depthwise_conv2d, explain
 from lk_triton import device as devices
-from lk_triton.algorithms import registry
 from lk_triton.algorithms.torch_ import activate
 from lk_triton.functional import explain_problem
 from lk_triton.problem import ConvProblem

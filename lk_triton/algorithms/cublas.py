@@ -50,6 +50,7 @@ class CublasAlgorithm(DenseAlgorithm):
         outputs = problem.n * problem.out_channels * problem.oh * problem.ow * problem.itemsize
         plain = activation_bytes(problem) - (outputs if problem.epilogue.residual else 0)
         product = roofline(
+            problem,
             device,
             mma=2 * problem.nominal_macs / (peak.get(problem.dtype, device.mma_half_tflops) * 1e12 * MMA_SHARE),
             dram=(plain + weight_bytes(problem)) / bandwidth,
@@ -77,8 +78,9 @@ class CublasAlgorithm(DenseAlgorithm):
         return KernelLaunch(epilogue_kernel, (problem.out_channels * blocks,), args, num_warps=4, num_stages=1)
 
     def launch(
-        self, problem: DenseProblem, config: CublasConfig, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
-    ) -> Tensor:
+        self, problem: DenseProblem, config: CublasConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """The product in the memory order of x, then the epilogue, which also changes the order where it must."""
         x = layout.with_dense_planes(x)
         residual = None if residual is None else layout.with_dense_planes(residual)

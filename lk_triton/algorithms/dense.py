@@ -11,7 +11,6 @@ from ..device import Device
 from ..problem import DenseProblem
 from .base import TritonAlgorithm, refused
 
-
 EPILOGUE_INSTRUCTIONS = {None: 6, "relu": 8, "gelu": 18, "silu": 22}
 """Of one warp for 32 outputs, store and layout change included; counted in offline compilations for sm_90."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..device import Device
+from ..problem import Problem
+from .base import MMA_SHARE
 
 SHORT_SHARE = {"wgmma": 0.6, "tcgen05": 0.3}
 """Rate of mma.sync, which short operands get, over that of the family's own instructions: assumed. 0.3 is the same number of
@@ -133,3 +135,23 @@ def kind_of(device: Device, m: int, precision: str, itemsize: int) -> str:
     if itemsize == 4 and precision == "ieee":
         return "fma"
     return family if m >= 64 else "mma"
+
+
+def precisions(problem: Problem, device: Device) -> tuple[str, ...]:
+    """The dot precisions that answer the problem's request; float32 by default wants float32-class accuracy."""
+    if problem.dtype != "float32":
+        return ("ieee",)
+    if device.backend == "hip":
+        return ("ieee",) if problem.precision in (None, "ieee") else ()
+    return (problem.precision,) if problem.precision else ("tf32x3", "ieee")
+
+
+def rate(dot: Dot, precision: str, device: Device) -> float:
+    """FLOP/s of the products."""
+    if dot.itemsize == 2:
+        peak = device.mma_half_tflops
+    elif precision == "ieee":
+        peak = device.fp32_tflops
+    else:
+        peak = device.mma_tf32_tflops / (3 if dot.split else 1)
+    return peak * 1e12 * MMA_SHARE * dot.share_of_peak(device)

@@ -1,9 +1,8 @@
-"""Host side of ``pointwise``: a 1x1 convolution of the whole batch as one matrix product. The kernel's docstring has the maths."""
+"""Host side of ``pointwise``: a 1x1 convolution of the batch as one matrix product. The kernel's docstring has the maths."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from itertools import product
 from math import ceil
 from typing import Any
@@ -14,9 +13,21 @@ from .. import device as devices
 from .. import layout
 from ..device import Device
 from ..problem import DenseProblem
-from . import mma
 from .base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
 from .dense import DenseAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes
+from .dot import precisions, rate
+from .pointwise_work import (
+    PointwiseConfig,
+    dot_of,
+    instructions,
+    issued_macs,
+    operand_bytes,
+    programs_per_sm,
+    registers,
+    shared_bytes,
+    steps_of,
+    tiles_of,
+)
 
 WARP_SPECIALIZE = "LK_TRITON_WARP_SPECIALIZE"
 """1 adds warp-specialized configs on sm_90: they compile, but no GPU has confirmed yet that they are free of races."""
@@ -25,35 +36,8 @@ TILES = tuple((m, n) for m, n in product((32, 64, 128, 256), (64, 128, 256)) if 
 GROUP = 8
 """Rows of tiles that neighbouring programs go down before they go to the next columns."""
 
-MAX_ACCUMULATORS = 128
-"""Per thread; twice as many spill (offline compilation for sm_80 and sm_90)."""
-
-@dataclass(frozen=True)
-class PointwiseConfig:
-    """Compile-time choices.
-
-    Attributes:
-        rows, columns: BM x BN, output channels and pixels of a tile.
-        step_k: BK, input channels of a step.
-        precision: how float32 products are formed; ``ieee`` for half types, where it changes nothing.
-        tma: operands by tensor descriptors, and programs that stay for several tiles.
-        warp_specialize: warps of their own for the loads (with ``tma``).
-    """
-
-    rows: int
-    columns: int
-    step_k: int
-    num_warps: int
-    num_stages: int
-    precision: str = "ieee"
-    tma: bool = False
-    warp_specialize: bool = False
-
-    @property
-    def outputs(self) -> int:
-        """Outputs of a tile."""
-        return self.rows * self.columns
-
+MAX_REGISTERS = 240
+"""As ``registers`` counts; kernels above it spill (offline compilation for sm_80 and sm_90)."""
 
 class PointwiseAlgorithm(DenseAlgorithm):
     """1x1 convolutions of any sizes."""
@@ -68,7 +52,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
             reason = f"a {problem.kh}x{problem.kw} kernel with stride {problem.stride} is no 1x1 convolution"
         if reason is None and device.backend == "cuda" and device.capability < 80:
             reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
-        if reason is None and not mma.precisions(problem, device):
+        if reason is None and not precisions(problem, device):
             reason = f"precision {problem.precision} is not offered on {device.arch}, ieee is"
         return reason
 
@@ -78,7 +62,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
         tall = 1 << (min(problem.out_channels, 256) - 1).bit_length()
         steps = (64, 32) if problem.itemsize == 2 else (32, 16)
         found = []
-        for (rows, columns), step_k, precision in product(TILES, steps, mma.precisions(problem, device)):
+        for (rows, columns), step_k, precision in product(TILES, steps, precisions(problem, device)):
             if rows > max(32, tall) or columns > max(64, wide):
                 continue
             for warps, stages, tma in product((8, 4), (3, 4, 2), (True, False)):  # at equal estimates, the first
@@ -94,26 +78,24 @@ class PointwiseAlgorithm(DenseAlgorithm):
 
         Where an SM holds one program, nothing overlaps its epilogue.
         """
-        size = problem.itemsize
-        tiles = tiles_of(problem, config)
+        dot, size = dot_of(problem, config, device), problem.itemsize
+        tiles, steps = tiles_of(problem, config), steps_of(problem, config)
         per_sm = tiles / device.sms
         fullest = ceil(per_sm) / per_sm
-        steps = ceil(problem.c / config.step_k)
         resident = programs_per_sm(problem, config, device)
-        moved = tiles * steps * config.step_k * (config.rows + config.columns) * size
-        read = mma.operand_reads(config.rows, config.columns, config.num_warps, device)
-        read *= tiles * steps * config.step_k * size
+        filled = tiles * steps * config.step_k * (config.rows + config.columns) * size
+        read = tiles * steps * config.step_k * dot.operand_reads * size
         epilogue = tiles * config.outputs / device.warp_size * epilogue_instructions(problem)
         slots = device.issue_per_clock * device.clocks * ISSUE_SHARE
         exposed = epilogue / slots * fullest if resident == 1 else 0.0
-        issued = tiles * steps * config.num_warps * _instructions(problem, config, device) + epilogue
+        issued = tiles * steps * config.num_warps * instructions(problem, config, device) + epilogue
         outside = activation_bytes(problem)
-        rate = mma.rate(problem, config.precision, config.rows, device)
         return roofline(
+            problem,
             device,
-            mma=2 * issued_macs(problem, config) / rate * fullest + exposed,
-            smem=(moved + read) / (device.shared_bytes_per_clock * device.clocks) * fullest + exposed,
-            l2=(moved + outside) / (device.l2_gbps * 1e9),
+            mma=2 * issued_macs(problem, config) / rate(dot, config.precision, device) * fullest + exposed,
+            smem=(filled + read) / (device.shared_bytes_per_clock * device.clocks) * fullest + exposed,
+            l2=(sum(operand_bytes(problem, config)) + outside) / (device.l2_gbps * 1e9),
             issue=issued / slots * fullest,
             latency=ceil(per_sm / resident) * steps * device.l2_latency_ns * 1e-9 / max(config.num_stages - 1, 0.5),
             dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
@@ -150,61 +132,22 @@ class PointwiseAlgorithm(DenseAlgorithm):
         return KernelLaunch(pointwise_kernel, (programs,), args, config.num_warps, config.num_stages)
 
 
-def tiles_of(problem: DenseProblem, config: PointwiseConfig) -> int:
-    """Output tiles."""
-    return ceil(problem.out_channels / config.rows) * ceil(pixels(problem) / config.columns)
-
-
-def issued_macs(problem: DenseProblem, config: PointwiseConfig) -> int:
-    """Multiply-adds of all dots."""
-    return tiles_of(problem, config) * config.outputs * ceil(problem.c / config.step_k) * config.step_k
-
-
-def shared_bytes(problem: DenseProblem, config: PointwiseConfig) -> int:
-    """Shared memory of one program, an upper bound: the pipelined operands, and the outputs on their way to the store."""
-    operands = config.num_stages * config.step_k * (config.rows + config.columns) * problem.itemsize
-    if config.precision == "tf32x3":
-        operands += config.step_k * (config.rows + config.columns) * problem.itemsize
-    outputs = config.rows * (config.columns + 16 // problem.itemsize) * problem.itemsize
-    # programs that stay for several tiles load the next one's operands while they store
-    return operands + outputs + 1024 if config.tma else max(operands, outputs)
-
-
-def registers(problem: DenseProblem, config: PointwiseConfig, device: Device) -> float:
-    """Registers per thread, an estimate that was checked against offline compilation."""
-    threads = device.warp_size * config.num_warps
-    accumulators = config.outputs / threads
-    loads = 0 if config.tma else (config.rows + config.columns) * config.step_k * problem.itemsize / 16 / threads
-    residual = 0.5 if problem.epilogue.residual else 0
-    return accumulators * (1.25 + residual) + 3 * loads + 45
-
-
-def programs_per_sm(problem: DenseProblem, config: PointwiseConfig, device: Device) -> int:
-    """How many programs are resident on one SM."""
-    by_registers = device.registers_per_sm / (registers(problem, config, device) * device.warp_size * config.num_warps)
-    by_shared = device.shared_per_sm / shared_bytes(problem, config)
-    return max(1, int(min(by_registers, by_shared, device.warps_per_sm / config.num_warps, device.programs_per_sm)))
-
-
 def _fits(problem: DenseProblem, config: PointwiseConfig, device: Device) -> bool:
-    """Whether the device can launch ``config``, and threads have neither too much nor too little to do."""
-    accumulators = config.outputs / (device.warp_size * config.num_warps)
+    """Whether the device can launch ``config`` without spills, and threads have not too little to do."""
     if config.tma and not (device.capability >= 90 and problem.itemsize == 2 and _rows_are_aligned(problem)):
         return False
-    return 16 <= accumulators <= MAX_ACCUMULATORS and shared_bytes(problem, config) <= device.shared_per_block
+    dot = dot_of(problem, config, device)
+    accumulators = config.outputs / (device.warp_size * config.num_warps)
+    if accumulators < 16 or dot.tensor_columns > device.tensor_columns:
+        return False
+    in_registers = registers(problem, config, device) <= MAX_REGISTERS
+    return in_registers and shared_bytes(problem, config, device) <= device.shared_per_block
 
 
 def _rows_are_aligned(problem: DenseProblem) -> bool:
     """Whether x is a matrix of rows that begin at multiples of 16 bytes, and the weight too."""
     one_row = problem.layout == "channel_major" or (problem.n == 1 and problem.h * problem.w * problem.itemsize % 16 == 0)
     return one_row and problem.c * problem.itemsize % 16 == 0
-
-
-def _instructions(problem: DenseProblem, config: PointwiseConfig, device: Device) -> float:
-    """Instructions of one warp in one step, counted in offline compilations for sm_80 and sm_90."""
-    threads = device.warp_size * config.num_warps
-    loads = 0 if config.tma else (config.rows + config.columns) * config.step_k * problem.itemsize / 16 / threads
-    return 40 + 5 * loads
 
 
 def _matrices(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,4 @@
-"""Host side of ``stem``: a dense convolution of few channels as one product over its taps. The kernel's docstring has the maths."""
+"""Host side of ``stem``: a dense convolution of few channels as one product. The kernel's docstring has the maths."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from .. import device as devices
 from ..device import Device
 from ..problem import DenseProblem
-from . import mma
 from .base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
 from .dense import DenseAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes
+from .dot import Dot, kind_of, precisions, rate
 
 MOST_TAPS = 256
 """More than these do not fit one product; the layers behind the first have them."""
@@ -43,23 +43,27 @@ class StemAlgorithm(DenseAlgorithm):
     def supports(self, problem: DenseProblem, device: Device) -> str | None:
         """None, or why not."""
         reason = super().supports(problem, device)
+        if reason is None and problem.pointwise:
+            reason = "1x1 convolutions are pointwise's"
         if reason is None and taps(problem) > MOST_TAPS:
             reason = f"{problem.c} channels of {problem.kh}x{problem.kw} are {taps(problem)} taps, more than {MOST_TAPS}"
         if reason is None and device.backend == "cuda" and device.capability < 80:
             reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
-        if reason is None and not mma.precisions(problem, device):
+        if reason is None and not precisions(problem, device):
             reason = f"precision {problem.precision} is not offered on {device.arch}, ieee is"
         return reason
 
     def configs(self, problem: DenseProblem, device: Device) -> list[StemConfig]:
         """Tiles that are not much larger than the output, and that shared memory and registers hold."""
         tall = max(16, 1 << (problem.out_channels - 1).bit_length())
-        return [
-            StemConfig(rows, columns, warps, precision)
-            for rows, columns, warps, precision in product((128, 64, 32, 16), (128, 256, 64), (4, 8), mma.precisions(problem, device))
-            if rows <= tall and 16 <= rows * columns / (32 * warps) <= 64 and padded_taps(problem) * columns / (32 * warps) <= 64
-            and padded_taps(problem) * (rows + columns) * problem.itemsize <= device.shared_per_block
-        ]  # fmt: skip
+        depth = padded_taps(problem)
+        found = []
+        for rows, columns, warps in product((128, 64, 32, 16), (128, 256, 64), (4, 8)):
+            threads = device.warp_size * warps
+            fits = depth * columns / threads <= 64 and depth * (rows + columns) * problem.itemsize <= device.shared_per_block
+            if rows <= tall and 16 <= rows * columns / threads <= 64 and fits:
+                found += [StemConfig(rows, columns, warps, precision) for precision in precisions(problem, device)]
+        return found
 
     def estimate(self, problem: DenseProblem, config: StemConfig, device: Device) -> Estimate:
         """The slowest resource of the fullest SM (MMA, L2, issue slots), or DRAM."""
@@ -71,8 +75,9 @@ class StemAlgorithm(DenseAlgorithm):
         outside = activation_bytes(problem)
         weights = tiles * config.rows * taps(problem) * problem.itemsize
         return roofline(
+            problem,
             device,
-            mma=2 * issued_macs(problem, config) / mma.rate(problem, config.precision, config.rows, device) * fullest,
+            mma=2 * issued_macs(problem, config) / rate(dot_of(problem, config, device), config.precision, device) * fullest,
             l2=(outside + weights) / (device.l2_gbps * 1e9),
             issue=issued / device.warp_size / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
             dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
@@ -121,3 +126,12 @@ def tiles_of(problem: DenseProblem, config: StemConfig) -> int:
 def issued_macs(problem: DenseProblem, config: StemConfig) -> int:
     """Multiply-adds of all dots."""
     return tiles_of(problem, config) * config.rows * config.columns * padded_taps(problem)
+
+
+def dot_of(problem: DenseProblem, config: StemConfig, device: Device) -> Dot:
+    """The product of one tile."""
+    return Dot(
+        kind=kind_of(device, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,
+        k=padded_taps(problem), parts=1, longest=padded_taps(problem), itemsize=problem.itemsize, warps=config.num_warps,
+        warp_size=device.warp_size, split=config.precision == "tf32x3",
+    )  # fmt: skip

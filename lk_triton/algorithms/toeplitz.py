@@ -12,7 +12,6 @@ from ..device import Device
 from ..problem import ConvProblem
 from .base import (
     ISSUE_SHARE,
-    MMA_SHARE,
     Estimate,
     KernelLaunch,
     TritonAlgorithm,
@@ -21,7 +20,7 @@ from .base import (
     plane_arguments,
     roofline,
 )
-from .dot import TENSOR_MEMORY_BYTES_PER_CLOCK, Dot
+from .dot import TENSOR_MEMORY_BYTES_PER_CLOCK, Dot, precisions, rate
 from .toeplitz_work import (
     WINDOWS,
     ToeplitzConfig,
@@ -119,7 +118,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return roofline(
             problem,
             device,
-            mma=(2 * counted.macs / _mma_rate(problem, config, dot, device) + copied) * fullest,
+            mma=(2 * counted.macs / rate(dot, config.precision, device) + copied) * fullest,
             smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest,
             l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest,
             issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
@@ -185,15 +184,6 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
 
 
-def precisions(problem: ConvProblem, device: Device) -> tuple[str, ...]:
-    """The dot precisions that answer the problem's request; float32 by default wants float32-class accuracy."""
-    if problem.dtype != "float32":
-        return ("ieee",)
-    if device.backend == "hip":
-        return ("ieee",) if problem.precision in (None, "ieee") else ()
-    return (problem.precision,) if problem.precision else ("tf32x3", "ieee")
-
-
 def _tile_shapes(problem: ConvProblem) -> list[tuple[int, int]]:
     """(rows, columns) of 32 to 256 outputs, hardly larger than the map."""
     rows = [r for r in (1, 2, 4, 8, 16, 32) if r <= max(4, _power_of_two(problem.oh))]
@@ -232,17 +222,6 @@ def _fits(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> bool:
     # the smallest tile stays whatever it needs, so that wide float32 windows are served at all
     in_registers = registers(problem, config, dot) <= limit
     return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config, dot) <= device.shared_per_block
-
-
-def _mma_rate(problem: ConvProblem, config: ToeplitzConfig, dot: Dot, device: Device) -> float:
-    """FLOP/s of the dots."""
-    if problem.itemsize == 2:
-        peak = device.mma_half_tflops
-    elif config.precision == "ieee":
-        peak = device.fp32_tflops
-    else:
-        peak = device.mma_tf32_tflops / (3 if dot.split else 1)
-    return peak * 1e12 * MMA_SHARE * dot.share_of_peak(device)
 
 
 def _instructions(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> float:

@@ -100,7 +100,7 @@ def stale(data: dict[str, Any]) -> bool:
 def source_hash(algorithm: str) -> str:
     """Hash of all that decides what a config of ``algorithm`` runs: kernels, the algorithm's host files, what they share."""
     host = Path(inspect.getfile(type(registry.get(algorithm))))
-    shared = [PACKAGE / "algorithms" / f"{name}.py" for name in ("base", "dense", "mma")] + [PACKAGE / "layout.py"]
+    shared = [PACKAGE / "algorithms" / f"{name}.py" for name in ("base", "dense", "dot")] + [PACKAGE / "layout.py"]
     digest = hashlib.sha256()
     for file in (*sorted(KERNELS.glob("*.py")), *sorted(host.parent.glob(f"{host.stem}*.py")), *shared):
         # read as text: a checkout may have changed the line ends
