@@ -34,11 +34,12 @@ def problem_of(
 ) -> DenseProblem:
     """The problem that these tensors and options pose. ``precision`` None: what torch's flags for convolutions say."""
     n, c, h, w = x.shape
+    out_channels, _, kh, kw = weight.shape
     of_x = layout.layout_of(x)
     if precision is None and x.dtype == torch.float32 and torch_allows_tf32(x.device):
         precision = "tf32"
     return DenseProblem(
-        n, c, h, w, *weight.shape[:1], *weight.shape[2:], stride, padding, str(x.dtype).removeprefix("torch."), of_x,
+        n, c, h, w, out_channels, kh, kw, stride, padding, str(x.dtype).removeprefix("torch."), of_x,
         out_layout or of_x, Epilogue(bias is not None, activation, residual is not None), precision,
     )  # fmt: skip
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lk_triton
+from lk_triton import library
 from lk_triton.graph import Captured, Graph, graph, prepare
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
 
@@ -124,18 +126,18 @@ def test_prepared_for_the_examples() -> None:
     model = net()
     with lk_triton.use("toeplitz"):
         prepare(model, inputs)
-    assert model[0].bank_bytes > 0
+    assert cast("DepthwiseConv2d", model[0]).bank_bytes > 0
 
 
 @torch.no_grad()
 def test_packing_under_capture_raises() -> None:
     layer, x = DepthwiseConv2d(2, 13).eval(), torch.randn(1, 2, 14, 14)
     with lk_triton.use("toeplitz"):
-        with lk_triton.library.no_packing(), pytest.raises(RuntimeError, match="would pack its weight in every replay"):
+        with library.no_packing(), pytest.raises(RuntimeError, match="would pack its weight in every replay"):
             layer(x)
         layer.prepare((1, 2, 14, 14))
         expected = layer(x)
-        with lk_triton.library.no_packing():
+        with library.no_packing():
             assert torch.equal(layer(x), expected)
 
 

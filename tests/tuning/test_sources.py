@@ -14,7 +14,7 @@ import lk_triton
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.device import Device
-from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.problem import ConvProblem, Epilogue, Problem
 from lk_triton.tuning import cache
 from lk_triton.tuning.entry import Entry
 from lk_triton.tuning.nearest import FARTHEST, distance, family
@@ -31,7 +31,7 @@ def ship(tables: Path, device: Device, *found: Entry) -> None:
     cache.reload()
 
 
-def common(a: ConvProblem, b: ConvProblem) -> Entry:
+def common(a: Problem, b: Problem) -> Entry:
     """An entry for ``a`` whose config is legal for ``b`` too."""
     toeplitz = registry.get("toeplitz")
     legal = toeplitz.configs(b, H100)

@@ -1,0 +1,144 @@
+"""Dense convolutions (``pointwise``, ``cublas``, ``stem``) in the interpreter: right whatever the sizes, strides and config."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Recorder
+
+from lk_triton import device, layout
+from lk_triton.algorithms import registry
+from lk_triton.algorithms.pointwise import PointwiseAlgorithm
+from lk_triton.algorithms.pointwise_work import issued_macs, operand_bytes
+from lk_triton.algorithms.stem import StemAlgorithm
+from lk_triton.algorithms.stem import issued_macs as stem_macs
+from lk_triton.problem import DenseProblem, Epilogue
+from lk_triton.tuning.accuracy import Gate
+
+H100 = device.TABLE["h100"]
+CPU = torch.device("cpu")
+POINTWISE, STEM = PointwiseAlgorithm(), StemAlgorithm()
+
+
+def random_problem(rng: random.Random, pointwise: bool) -> DenseProblem:
+    fields: dict[str, Any] = {"kh": 1, "kw": 1}
+    if not pointwise:
+        fields = {"kh": 3, "kw": rng.choice([1, 3]), "stride": rng.choice([(1, 1), (2, 2), (1, 2)]), "padding": (1, 1)}
+    order = rng.choice(["nchw", "channel_major", "channel_major", "channels_last"])
+    return DenseProblem(
+        rng.choice([1, 2, 3]), rng.choice([3, 8, 20, 64, 72] if pointwise else [1, 3, 4]), rng.randint(1, 9), rng.randint(1, 9),
+        rng.choice([1, 8, 33, 64, 130]), **fields, dtype=rng.choice(["float16", "float32", "bfloat16"]), layout=order,
+        out_layout=rng.choice([order, "nchw", "channel_major"]),
+        epilogue=Epilogue(rng.random() < 0.8, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pointwise", [True, False])
+def test_random_problems_and_configs(pointwise: bool) -> None:
+    rng = random.Random(3)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(40 if pointwise else 25):
+        problem = random_problem(rng, pointwise)
+        gate = Gate(problem, CPU)
+        for name, algorithm in registry.meant_for(problem).items():
+            if algorithm.supports(problem, device.of(CPU)) is not None:
+                continue
+            configs = algorithm.configs(problem, H100)
+            config = rng.choice([c for c in configs if getattr(c, "tma", False)] or configs)
+            bank = algorithm.pack(gate.weight, problem, config)
+
+            def run(x: torch.Tensor, a=algorithm, p=problem, c=config, b=bank, g=gate) -> torch.Tensor:
+                out = a.launch(p, c, x, b, g.bias, g.residual)
+                assert out.stride() == layout.strides(p.out_shape, p.out_layout)
+                return out
+
+            verdict = gate.check(run)
+            assert verdict.ok, (problem, name, config, verdict)
+            seen.add((name, getattr(config, "tma", None), problem.dtype))
+    kinds = {name for name, _, _ in seen}
+    assert kinds == ({"pointwise", "cublas", "torch"} if pointwise else {"stem", "torch"})
+    if pointwise:
+        assert {tma for name, tma, _ in seen if name == "pointwise"} == {True, False}
+        assert {dtype for name, _, dtype in seen if name == "pointwise"} == {"float16", "bfloat16", "float32"}
+
+
+def test_counted_work_is_what_the_kernel_does(recorded: Recorder) -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        problem = replace(random_problem(rng, True), layout="nchw", out_layout="nchw", dtype="float16", h=rng.choice([4, 8]), w=8)
+        config = rng.choice([c for c in POINTWISE.configs(problem, H100) if not c.tma])
+        gate = Gate(problem, CPU)
+        recorded.clear()
+        POINTWISE.launch(problem, config, gate.x, gate.weight, gate.bias, gate.residual)
+        assert recorded.macs == issued_macs(problem, config)
+        assert (recorded.bytes_of(gate.x), recorded.bytes_of(gate.weight)) == operand_bytes(problem, config)
+
+
+def test_counted_work_of_the_stem(recorded: Recorder) -> None:
+    rng = random.Random(2)
+    for _ in range(8):
+        problem = replace(random_problem(rng, False), dtype="float16")
+        config = rng.choice(STEM.configs(problem, H100))
+        gate = Gate(problem, CPU)
+        recorded.clear()
+        STEM.launch(problem, config, gate.x, gate.weight, gate.bias, gate.residual)
+        assert recorded.macs == stem_macs(problem, config)
+
+
+def test_tensor_descriptors_only_where_they_are_legal() -> None:
+    problem = DenseProblem(2, 8, 5, 5, 16, layout="channel_major", out_layout="channel_major")
+    config = next(c for c in POINTWISE.configs(problem, H100) if c.tma)
+    whole = layout.empty((2, 16, 5, 5), "channel_major", torch.empty(0, dtype=torch.float16))
+    weight = torch.randn(16, 8, 1, 1, dtype=torch.float16)
+
+    def described(x: torch.Tensor, w: torch.Tensor) -> bool:
+        return POINTWISE.kernel_launch(problem, config, x, w, None, None, whole).args["TMA"]
+
+    assert described(whole[:, :8], weight)
+    assert not described(whole[1:, :8].expand(2, -1, -1, -1), weight), "an image at an odd address"
+    assert not described(whole[:, :8].contiguous(), weight), "nchw"
+    odd = torch.randn(16 * 8 + 1, dtype=torch.float16)[1:].view(16, 8, 1, 1)
+    assert not described(whole[:, :8], odd), "a weight at an odd address"
+    rows = replace(problem, layout="nchw")
+    assert not any(c.tma for c in POINTWISE.configs(rows, H100))
+    assert not any(c.tma for c in POINTWISE.configs(problem, device.TABLE["a100"]))
+
+
+def test_warp_specialization_is_behind_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = DenseProblem(8, 128, 14, 14, 128, layout="channel_major", out_layout="channel_major")
+    assert not any(c.warp_specialize for c in POINTWISE.configs(problem, H100))
+    monkeypatch.setenv("LK_TRITON_WARP_SPECIALIZE", "1")
+    found = [c for c in POINTWISE.configs(problem, H100) if c.warp_specialize]
+    assert found
+    assert all(c.tma and c.num_warps == 4 for c in found)
+
+
+def test_refusals() -> None:
+    three = DenseProblem(1, 64, 8, 8, 8, 3, 3, padding=(1, 1))
+    one = DenseProblem(1, 64, 8, 8, 8)
+    assert "no 1x1 convolution" in str(POINTWISE.supports(three, H100))
+    assert "576 taps" in str(STEM.supports(three, H100))
+    assert "pointwise" in str(STEM.supports(one, H100))
+    assert "sm_80 or newer" in str(POINTWISE.supports(one, device.for_arch("sm_70")))
+    assert "not for dense" in str(registry.get("direct").supports(one, H100))
+    assert "split the batch" in str(POINTWISE.supports(replace(one, n=2**20, h=64, w=64), H100))
+    assert "tf32x3" in str(registry.get("cublas").supports(replace(one, dtype="float32", precision="tf32x3"), H100))
+    assert "tf32" in str(POINTWISE.supports(replace(one, dtype="float32", precision="tf32"), device.TABLE["mi300x"]))
+
+
+def test_gelu_of_half_types_is_the_exact_one() -> None:
+    x = torch.cat([torch.linspace(-9, 9, 4001), torch.tensor([0.0, -0.0, 60000.0, -60000.0, float("inf")])]).half()
+    x = x.view(1, 1, 1, -1)
+    problem = DenseProblem(1, 1, 1, x.shape[3], 1, epilogue=Epilogue(activation="gelu"))
+    config = POINTWISE.configs(problem, H100)[0]
+    one = torch.ones(1, 1, 1, 1).half()
+    exact = torch.nn.functional.gelu(x.double())
+    error = (POINTWISE.launch(problem, config, x, one, None, None).double() - exact).abs()[..., :-1]
+    spacing = torch.finfo(torch.float16).eps * exact.abs()[..., :-1]
+    assert (error <= spacing + 5e-7).all(), error.max()
+    assert POINTWISE.launch(problem, config, x, one, None, None)[..., -1].isinf().all()
