@@ -106,7 +106,7 @@ class TritonAlgorithm:
     config_type: type[Any]
     problems: tuple[type[Any], ...] = (ConvProblem,)
 
-    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+    def supports(self, problem: Any, device: Device) -> str | None:
         """What every Triton algorithm refuses."""
         reason = refused(self, problem, device)
         if reason is not None:

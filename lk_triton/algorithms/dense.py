@@ -20,7 +20,7 @@ class DenseAlgorithm(TritonAlgorithm):
 
     problems = (DenseProblem,)
 
-    def supports(self, problem: DenseProblem, device: Device) -> str | None:
+    def supports(self, problem: Any, device: Device) -> str | None:
         """What every one of them refuses."""
         reason = refused(self, problem, device)
         if reason is None and max(pixels(problem), *(problem.oh * problem.ow, problem.h * problem.w)) >= 2**31 - 2**16:

@@ -14,7 +14,7 @@ import lk_triton
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.device import Device
-from lk_triton.problem import ConvProblem, Epilogue, Problem
+from lk_triton.problem import Epilogue, Problem
 from lk_triton.tuning import cache
 from lk_triton.tuning.entry import Entry
 from lk_triton.tuning.nearest import FARTHEST, distance, family
