@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..bench import conv, goals, model_error, network, plot, readme
+from ..bench import conv, goals, model_error, network, page, plot, readme
 from ..bench.usage import UsageError
 from . import CommandError
 
@@ -12,6 +12,7 @@ PROGRAMS = {
     "conv": (conv, "depthwise layers against every peer"),
     "network": (network, "a whole network, fused against published"),
     "plot": (plot, "a roofline of what bench conv wrote"),
+    "report": (page, "what bench conv and bench network wrote, as one HTML page"),
     "model-error": (model_error, "the cost model's estimates against what bench conv measured"),
     "goals": (goals, "rewrite docs/tuning.md's tables of estimates"),
     "readme": (readme, "rewrite README's table from bench/results"),

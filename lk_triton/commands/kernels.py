@@ -92,7 +92,7 @@ def write(
         [
             report.Section("Stages", pictures=[report.Picture(light, caption, dark)],
                            table=report.Table(HEADERS, [cells(row) for row in found]), wide=True),
-            report.Section("Layers", table=report.Table(("stage", "shape", "first module", "last module"), layers)),
+            report.Section("Layers", table=report.Table(("stage", "shape", "first module", "last module"), layers, words=4)),
         ],
         [backbones.random_warning(name)] if untrained else [], [("weights", weights), *output.facts()],
     )  # fmt: skip

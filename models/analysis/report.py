@@ -22,10 +22,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows of text; a number is text already, so that the page shows what the author chose to show."""
+    """Columns and rows of text; a number is text already, so that the page shows what the author chose to show.
+
+    The first ``words`` columns stand to the left, the numbers after them to the right.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: int = 1
 
 
 @dataclass(frozen=True)
