@@ -36,7 +36,8 @@ def depthwise_conv2d(
 
     Args:
         x: (N, C, H, W), float32, float16 or bfloat16 (float64 by torch only). Any N and C strides; planes that are
-            not dense are copied once. channels_last in means channels_last out, through one conversion.
+            not dense are copied once. channels_last in means channels_last out, through conversions
+            where a kernel wants dense planes.
         weight: (C * multiplier, 1, KH, KW), the dtype of x. Kernels may be rectangular and larger than the map.
         bias: (C * multiplier,) or None.
         activation: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``.

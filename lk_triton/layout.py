@@ -3,7 +3,7 @@
 - ``nchw``: dense planes; the output is contiguous. Channel slices of a larger tensor are read in place.
 - ``channel_major``: memory order C, N, H, W. Strides (H*W, S, W, 1) with S = N*H*W rounded up to 64 elements, so
   that one channel of the whole batch is one aligned row.
-- ``channels_last``: torch's. Kernels want dense planes, so it costs a conversion on the way in and one on the way out.
+- ``channels_last``: torch's. Most kernels want dense planes, so it costs a conversion on the way in and one on the way out.
 
 Strides of dimensions of size 1 carry no information and are ignored.
 """

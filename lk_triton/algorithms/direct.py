@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
+import torch
 from torch import Tensor
 
+from .. import layout
 from ..device import Device
 from ..problem import ConvProblem
 from .base import (
@@ -18,6 +21,7 @@ from .base import (
     plane_arguments,
     roofline,
 )
+from .direct_channels_last import channels_last_configs, channels_last_launch, channels_last_macs, channels_last_work
 from .direct_work import (
     LINE,
     OUTPUTS_PER_LANE,
@@ -25,7 +29,6 @@ from .direct_work import (
     blocks,
     columns,
     input_rows,
-    instructions,
     issued_macs,
     vectors,
     work,
@@ -59,47 +62,72 @@ class DirectAlgorithm(TritonAlgorithm):
         return reason
 
     def configs(self, problem: ConvProblem, device: Device) -> list[DirectConfig]:
-        """One lane per thread, of as many output rows as share input rows and can be unrolled."""
+        """One lane per thread, of as many output rows as share input rows and can be unrolled.
+
+        For channels_last problems both kernels: lanes along the channels, and along the rows of converted planes.
+        """
         lanes = [n for n in (64, 128, 256, 32) if n >= device.warp_size]  # at equal estimates, the first
-        return [DirectConfig(n, n // device.warp_size, rows) for rows in _rows(problem) for n in lanes]
+        planes = [DirectConfig(n, n // device.warp_size, rows) for rows in _rows(problem) for n in lanes]
+        return channels_last_configs(problem, device) + planes
 
     def estimate(self, problem: ConvProblem, config: DirectConfig, device: Device) -> Estimate:
         """The slowest resource of the fullest SM (FMA units, issue slots, L1, L2), or DRAM.
 
         L1 is taken to keep a program's input rows and weights, so that L2 serves what differs within a program.
         """
-        counted = work(problem, config)
+        counted = channels_last_work(problem, config) if config.channels else work(problem, config)
+        # lanes along the channels need no conversion
+        converted = replace(problem, layout="nchw") if config.channels else problem
         per_sm = counted.programs / device.sms
         fullest = ceil(per_sm) / per_sm
         image = problem.n * problem.c * problem.h * problem.w * problem.itemsize
         written = activation_bytes(problem) - image
-        weights = problem.kh * problem.kw * problem.itemsize
-        issued = counted.programs * config.num_warps * instructions(problem, config)
+        weights = problem.out_shape[1] * problem.kh * problem.kw * problem.itemsize
+        issued = counted.programs * config.num_warps * counted.instructions
+        through_l2 = counted.image_distinct_bytes + counted.weight_distinct_bytes + written
         return roofline(
-            problem,
+            converted,
             device,
-            fma=2 * self.issued_macs(problem, config) / (device.fp32_tflops * 1e12) * fullest,
+            fma=2 * counted.macs / (device.fp32_tflops * 1e12) * fullest,
             issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
             smem=counted.lines * LINE / (device.shared_bytes_per_clock * device.clocks) * fullest,
-            l2=(counted.image_distinct_bytes + counted.programs * weights + written) / (device.l2_gbps * 1e9) * fullest,
-            dram=(image + written + problem.out_shape[1] * weights) / (device.dram_gbps * 1e9),
+            l2=through_l2 / (device.l2_gbps * 1e9) * fullest,
+            dram=(image + written + weights) / (device.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: ConvProblem, config: DirectConfig) -> int:
         """Those of all lanes."""
-        return issued_macs(problem, config)
+        return channels_last_macs(problem, config) if config.channels else issued_macs(problem, config)
 
     def bank_bytes(self, problem: ConvProblem, config: DirectConfig) -> int:
-        """There is no bank."""
-        return 0
+        """There is no bank but for channels_last, where it is the weight in another order."""
+        return problem.c * problem.kh * problem.kw * problem.itemsize if config.channels else 0
 
     def bank_format(self, config: DirectConfig) -> str | None:
-        """Reads the weight as it is."""
-        return None
+        """The weight as it is, or channels innermost."""
+        return "direct/channels_last" if config.channels else None
 
     def pack(self, weight: Tensor, problem: ConvProblem, config: DirectConfig) -> Tensor:
-        """The weight itself, contiguous."""
-        return weight.contiguous()
+        """The weight itself, contiguous; or for channels_last (C, 1, KH, KW) -> (KH, KW, C)."""
+        return weight[:, 0].permute(1, 2, 0).contiguous() if config.channels else weight.contiguous()
+
+    def launch(
+        self,
+        problem: ConvProblem,
+        config: DirectConfig,
+        x: Tensor,
+        bank: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        """One kernel launch; without conversions where lanes lie along the channels."""
+        if not config.channels:
+            return super().launch(problem, config, x, bank, bias, residual)
+        out = layout.empty(problem.out_shape, "channels_last", x)
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        self.kernel_launch(problem, config, x, bank, bias, residual, out).run(x.device)
+        return out
 
     def kernel_launch(
         self,
@@ -111,7 +139,9 @@ class DirectAlgorithm(TritonAlgorithm):
         residual: Tensor | None,
         out: Tensor,
     ) -> KernelLaunch:
-        """One program per (channel, block of lanes)."""
+        """One program per (channel, block of lanes); or as ``channels_last_launch`` says."""
+        if config.channels:
+            return channels_last_launch(problem, config, x, bank, bias, residual, out)
         from ..kernels.direct import direct_kernel
 
         planes = plane_arguments(problem, x, residual, out)

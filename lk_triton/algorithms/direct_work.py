@@ -28,13 +28,18 @@ class DirectConfig:
     """Compile-time choices.
 
     Attributes:
-        block: lanes of a program, one a thread, each with eight outputs a row.
+        block: lanes of a program, one a thread.
         rows: output rows of a lane.
+        columns: outputs of a lane in each of them.
+        channels: 0 where lanes lie along the rows of a plane, each for one channel. Else channels_last is read and written:
+            this many lanes lie side by side along the channels, each for a vector of them.
     """
 
     block: int
     num_warps: int
     rows: int = 1
+    columns: int = OUTPUTS_PER_LANE
+    channels: int = 0
     num_stages: int = 2
 
 
@@ -44,18 +49,24 @@ class Work:
 
     Attributes:
         programs: programs launched.
+        macs: multiply-adds of all lanes, those beyond an image's end too.
         image_bytes: read from x.
         image_distinct_bytes: those that differ within a program, summed over programs: what misses an L1 that holds a
             program's rows. An upper bound, which takes a program's first and last row as whole.
-        weight_bytes: read from the weight, once a program and output row of a lane.
+        weight_bytes: read from the weight.
+        weight_distinct_bytes: those that differ within a program, summed over programs.
         lines: of L1 that all warps' loads and stores touch, those of masked lanes too.
+        instructions: of one lane, an estimate.
     """
 
     programs: int
+    macs: int
     image_bytes: int
     image_distinct_bytes: int
     weight_bytes: int
+    weight_distinct_bytes: int
     lines: float
+    instructions: float
 
 
 def blocks(problem: ConvProblem, config: DirectConfig) -> int:
@@ -65,10 +76,10 @@ def blocks(problem: ConvProblem, config: DirectConfig) -> int:
 
 
 @lru_cache(maxsize=4096)
-def columns(problem: ConvProblem) -> frozenset[int]:
-    """Columns of an input row that a lane uses, relative to the first output's own."""
-    outputs = range(0, OUTPUTS_PER_LANE * problem.stride[1], problem.stride[1])
-    return frozenset(o + k * problem.dilation[1] - problem.padding[1] for o in outputs for k in range(problem.kw))
+def columns(problem: ConvProblem, outputs: int = OUTPUTS_PER_LANE) -> frozenset[int]:
+    """Columns of an input row that a lane of so many outputs uses, relative to the first output's own."""
+    starts = range(0, outputs * problem.stride[1], problem.stride[1])
+    return frozenset(o + k * problem.dilation[1] - problem.padding[1] for o in starts for k in range(problem.kw))
 
 
 @lru_cache(maxsize=4096)
@@ -88,18 +99,14 @@ def work(problem: ConvProblem, config: DirectConfig) -> Work:
     """Count one launch."""
     vector, channels = image_vector(problem), problem.out_shape[1]
     loaded, rows = vectors(problem, vector), input_rows(problem, config.rows)
-    lanes, groups = ceil(problem.ow / OUTPUTS_PER_LANE), ceil(problem.oh / config.rows)
-    group_stride, lane_stride = config.rows * problem.stride[0], OUTPUTS_PER_LANE * problem.stride[1]
-
-    top = np.arange(groups)[:, None] * group_stride + np.arange(rows) * problem.dilation[0] - problem.padding[0]
+    lanes, lane_stride = ceil(problem.ow / OUTPUTS_PER_LANE), OUTPUTS_PER_LANE * problem.stride[1]
     left = np.arange(lanes)[:, None] * lane_stride + np.array(loaded) * vector
-    read_rows = problem.n * int(((top >= 0) & (top < problem.h)).sum())
     read_columns = vector * int(((left >= 0) & (left < problem.w)).sum())
     per_channel = channels * problem.itemsize
-    image_bytes = per_channel * read_rows * read_columns
+    image_bytes = per_channel * read_rows(problem, config.rows) * read_columns
 
     width = min(problem.w, (loaded[-1] - loaded[0] + 1) * vector + (min(config.block, lanes) - 1) * lane_stride)
-    distinct = per_channel * width * _distinct_rows(problem, config)
+    distinct = per_channel * width * distinct_rows(problem, config.rows, lanes, config.block)
     programs = channels * blocks(problem, config)
     taps = problem.kh * problem.kw
     warps = programs * config.block / 32
@@ -108,24 +115,43 @@ def work(problem: ConvProblem, config: DirectConfig) -> Work:
     wide_out = max(1, 32 * problem.ow * problem.itemsize / lanes / LINE)
     moves = OUTPUTS_PER_LANE // output_vector(problem) * (2 if problem.epilogue.residual else 1)
     lines = warps * (rows * len(loaded) * wide + taps + config.rows * moves * wide_out)
-    weight_bytes = programs * config.rows * taps * problem.itemsize
-    return Work(programs, image_bytes, min(distinct, image_bytes), weight_bytes, lines)
+    filters = programs * taps * problem.itemsize
+    return Work(
+        programs=programs,
+        macs=issued_macs(problem, config),
+        image_bytes=image_bytes,
+        image_distinct_bytes=min(distinct, image_bytes),
+        weight_bytes=filters * config.rows,
+        weight_distinct_bytes=filters,
+        lines=lines,
+        instructions=instructions(problem, config),
+    )
 
 
-def _distinct_rows(problem: ConvProblem, config: DirectConfig) -> int:
-    """Input rows that differ within a program, summed over a channel's programs."""
-    lanes, groups = ceil(problem.ow / OUTPUTS_PER_LANE), ceil(problem.oh / config.rows)
+def read_rows(problem: ConvProblem, rows: int) -> int:
+    """Input rows that the lanes of one column read, ``rows`` output rows each, in all images."""
+    groups = np.arange(ceil(problem.oh / rows))[:, None] * rows * problem.stride[0]
+    top = groups + np.arange(input_rows(problem, rows)) * problem.dilation[0] - problem.padding[0]
+    return problem.n * int(((top >= 0) & (top < problem.h)).sum())
+
+
+def distinct_rows(problem: ConvProblem, group: int, lanes: int, block: int) -> int:
+    """Input rows that differ within a program of ``block`` lanes, summed over a channel's programs.
+
+    Lanes are numbered (image, group of ``group`` output rows, one of ``lanes`` along the row).
+    """
+    groups = ceil(problem.oh / group)
     total = problem.n * groups * lanes
-    begin = np.arange(0, total, config.block, dtype=np.int64)
-    end = np.minimum(begin + config.block, total) - 1
+    begin = np.arange(0, total, block, dtype=np.int64)
+    end = np.minimum(begin + block, total) - 1
     first_image, first = np.divmod(begin // lanes, groups)
     last_image, last = np.divmod(end // lanes, groups)
 
     def rows(first: np.ndarray | int, last: np.ndarray | int) -> np.ndarray:
         """Of row groups ``first`` to ``last`` of an image."""
         stride, pad = problem.stride[0], problem.padding[0]
-        top = np.maximum(np.multiply(first, config.rows * stride) - pad, 0)
-        below = (np.multiply(last, config.rows) + config.rows - 1) * stride + (problem.kh - 1) * problem.dilation[0] - pad + 1
+        top = np.maximum(np.multiply(first, group * stride) - pad, 0)
+        below = (np.multiply(last, group) + group - 1) * stride + (problem.kh - 1) * problem.dilation[0] - pad + 1
         return np.maximum(np.minimum(below, problem.h) - top, 0)
 
     several = rows(first, groups - 1) + np.maximum(last_image - first_image - 1, 0) * rows(0, groups - 1) + rows(0, last)
