@@ -85,6 +85,8 @@ class Banked(nn.Conv2d):
         """The bank of the weight as it is now, and its format; nothing where there is none."""
         if self._prepared is None or self._prepared.weight is not self.weight:
             return None, None
+        if self._prepared.bank.is_mkldnn and torch.compiler.is_compiling():  # which cannot trace an opaque tensor
+            return None, None
         return self._prepared.bank, self._prepared.format
 
     def _drop(self) -> None:

@@ -6,7 +6,7 @@ Ding et al., Scaling Up Your Kernels to 31x31, CVPR 2022, figure 4; github.com/D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from lk_triton import layout
 from lk_triton.nn import (
     ChannelAffine,
     ConvUnit,
@@ -121,10 +122,11 @@ class ConvFFN(_ResidualBlock):
         self.preffn_bn = nn.Identity() if fused else nn.BatchNorm2d(channels, **options)
         self.pw1 = pointwise(channels, hidden_channels, "gelu", fused, **options)
         self.pw2 = pointwise(hidden_channels, channels, None, fused, **options)
+        self.chunk: int | None = None
 
     def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
         """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
-        return self._close(self.pw1(self.preffn_bn(x)), x, out_layout)
+        return in_chunks(lambda part: self._close(self.pw1(self.preffn_bn(part)), part, out_layout), x, self.chunk)
 
     def fuse(self) -> None:
         self.preffn_bn = self._fuse(self.preffn_bn)
@@ -169,6 +171,23 @@ class RepLKNetStage(nn.Module):
             cast("_ResidualBlock", block).fuse()
         if isinstance(self.norm, _BatchNorm):
             self.norm = ChannelAffine.from_batch_norm(self.norm)
+
+
+def in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, images: int | None) -> Tensor:
+    """``module(x)``, ``images`` of the batch at a time where no gradient is needed; None: all at once.
+
+    What ``module`` allocates inside shrinks with the chunk. Each chunk's result is copied into the batch's.
+    """
+    if images is None or len(x) <= images or torch.is_grad_enabled():
+        return module(x)
+    out = None
+    for start in range(0, len(x), images):
+        y = module(x[start : start + images])
+        if out is None:
+            out = layout.empty((len(x), *y.shape[1:]), layout.layout_of(y), y)
+        out[start : start + images].copy_(y)
+        del y  # before the next chunk makes its own
+    return cast("Tensor", out)
 
 
 def run(module: nn.Module, x: Tensor, checkpointed: bool, *options: Any) -> Tensor:

@@ -131,6 +131,10 @@ class TritonAlgorithm:
         """The launch that computes ``out``; tensors may be meta tensors, for offline compilation."""
         raise NotImplementedError
 
+    def launches(self, problem: Any, config: Config) -> int:
+        """Kernels of one call, its weight being packed."""
+        return 1 + len(conversions(problem))
+
     def launch(
         self, problem: Any, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:

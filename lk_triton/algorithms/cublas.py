@@ -62,6 +62,11 @@ class CublasAlgorithm(DenseAlgorithm):
         """The nominal ones: what runs is cuBLAS's affair."""
         return problem.nominal_macs
 
+    def launches(self, problem: DenseProblem, config: CublasConfig) -> int:
+        """The product, and the epilogue where there is any."""
+        changes_order = problem.out_layout != problem.layout
+        return super().launches(problem, config) + (has_epilogue(problem) or changes_order)
+
     def kernel_launch(
         self, problem: DenseProblem, config: CublasConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
         residual: Tensor | None, out: Tensor,

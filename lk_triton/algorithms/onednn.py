@@ -73,18 +73,19 @@ class OnednnAlgorithm:
         return FORMAT
 
     def pack(self, weight: Tensor, problem: DenseProblem, config: OnednnConfig) -> Tensor:
-        """The weight itself: oneDNN reorders it in every call."""
-        return weight
+        """oneDNN's own order for this number of pixels; without it oneDNN reorders the weight in every call."""
+        pixels = problem.n * problem.h * problem.w
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1).contiguous(), pixels)
 
     def launch(
         self, problem: DenseProblem, config: OnednnConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """The product over pixels (N, H, W, Cin)."""
-        pixels, matrix = x.permute(0, 2, 3, 1), bank.flatten(1)
+        pixels = x.permute(0, 2, 3, 1)
         if residual is None:
-            y = torch.ops.mkldnn._linear_pointwise(pixels, matrix, bias, ATTRIBUTES[problem.epilogue.activation], [], "none")
+            y = torch.ops.mkldnn._linear_pointwise(pixels, bank, bias, ATTRIBUTES[problem.epilogue.activation], [], "none")
         else:
             residual = residual.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-            y = torch.ops.mkldnn._linear_pointwise.binary(pixels, residual, matrix, bias, "add")
+            y = torch.ops.mkldnn._linear_pointwise.binary(pixels, residual, bank, bias, "add")
         return y.permute(0, 3, 1, 2)

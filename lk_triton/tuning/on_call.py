@@ -28,7 +28,8 @@ def plan_for_call(problem: Problem, place: torch.device, algorithm: str, bank_fo
     """The plan for a call on tensors on ``place``; see ``plan``."""
     device = devices.of(place)
     chosen = plan(problem, device, algorithm, bank_format)
-    if chosen.source not in UNMEASURED or chosen.algorithm == "torch":
+    nothing_to_measure = chosen.algorithm == "torch" or device.backend not in ("cuda", "hip")
+    if chosen.source not in UNMEASURED or nothing_to_measure:
         return chosen
     if os.environ.get(VARIABLE) == "1":
         _tune_once(problem, place, device)

@@ -1,0 +1,123 @@
+"""Kernels and memory of a fused network on a GPU that need not be here: its forward on fake CUDA tensors, nothing computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import lk_triton
+from lk_triton import device
+from lk_triton.algorithms import registry
+from lk_triton.models import RepLKNet, create_model
+from lk_triton.recorder import MODULES, problem_of_call
+from lk_triton.tuning.plan import plan
+
+H100 = device.TABLE["h100"]
+BATCH = (64, 3, 224, 224)
+
+
+@contextmanager
+def fake_network(form: str = "fused", **options: Any) -> Iterator[tuple[RepLKNet, Tensor]]:
+    """31B in float16 and a batch of images, both fake and on a GPU."""
+    with FakeTensorMode(), torch.no_grad():
+        model = create_model("replknet_31b", device="cuda", dtype=torch.float16, **options).eval()
+        yield model.convert(form), torch.empty(BATCH, device="cuda", dtype=torch.float16)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the kernels of each algorithm, and calls of torch's own operations that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in MODULES:
+            problem = problem_of_call(func, args)
+            chosen = plan(problem, H100)
+            algorithm: Any = registry.get(chosen.algorithm)
+            self.kernels[chosen.algorithm] += algorithm.launches(problem, chosen.config)
+        elif any("Tensor" in str(r.type) and r.alias_info is None for r in func._schema.returns):
+            self.kernels[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that storages made inside the ``with`` block held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, Tensor):
+                storage = StorageWeakRef(t.untyped_storage())
+                self._live[storage.cdata] = storage, t.untyped_storage().nbytes()
+        self._live = {key: live for key, live in self._live.items() if not live[0].expired()}
+        self.bytes = max(self.bytes, sum(nbytes for _, nbytes in self._live.values()))
+        return result
+
+
+def test_launches_of_31b_when_all_is_triton() -> None:
+    """Stem 4, RepLK block 3, ConvFFN 2, transition 2: 4 + 24 * (3 + 2) + 3 * 2; then the head."""
+    with fake_network() as (model, images), lk_triton.use("pointwise"), Launches() as counted:
+        model.forward_features(images)
+    assert counted.kernels["pointwise"] == 1 + 24 * 4 + 3
+    assert counted.kernels["stem"] == 1
+    assert sum(counted.kernels.values()) == 130, counted.kernels
+    with fake_network() as (model, images), lk_triton.use("pointwise"), Launches() as counted:
+        model(images)
+    assert sum(counted.kernels.values()) == 130 + 3, counted.kernels  # mean, norm, head
+
+
+def test_each_cublas_product_adds_its_epilogue() -> None:
+    with fake_network() as (model, images), Launches() as planned:
+        model.forward_features(images)
+    products = planned.kernels["cublas"] // 2
+    assert planned.kernels["pointwise"] + products == 1 + 24 * 4 + 3
+    assert sum(planned.kernels.values()) == 130 + products
+
+
+def test_no_layout_copy_between_the_stem_and_the_maps() -> None:
+    """Maps leave contiguous, stored so by the kernels that make them; nothing but the library's kernels runs."""
+    with fake_network(out_indices=(0, 1, 2, 3)) as (model, images), Launches() as counted:
+        maps = model(images)
+    assert all(m.is_contiguous() for m in maps)
+    assert set(counted.kernels) <= set(registry.ALGORITHMS), counted.kernels
+
+
+@pytest.mark.parametrize(("chunk", "share"), [(None, 0.7), (32, 0.5), (8, 0.4)])
+def test_peak_of_activations(chunk: int | None, share: float) -> None:
+    with fake_network("training") as (model, images), Peak() as unfused:
+        model(images)
+    assert unfused.bytes == pytest.approx(617e6, rel=0.01), "three maps of the stem's first layers"
+    with fake_network() as (model, images), Peak() as fused:
+        model.set_chunk(chunk)
+        model(images)
+    print(f"peak {fused.bytes / 1e6:.0f} MB, {fused.bytes / unfused.bytes:.3f} of the unfused network's")
+    assert fused.bytes <= share * unfused.bytes
+
+
+def test_chunks_compute_the_same() -> None:
+    torch.manual_seed(0)
+    model = RepLKNet((5, 5), (1, 1), (8, 16), 3, num_classes=10).eval().reparameterize()
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        whole = model(images)
+        model.set_chunk(2)
+        torch.testing.assert_close(model(images), whole)
+    with pytest.raises(ValueError, match="at least 1 image, got 0"):
+        model.set_chunk(0)
