@@ -38,9 +38,9 @@ MAX_COLUMNS = 108
 """Most input columns of a row that a lane uses (101 taps at stride 1): all of them are in registers at once, as float32.
 Rows of odd width, whose every column is a load of its own, spill from about 80 on."""
 
-MAX_UNROLLED = 3600
+MAX_UNROLLED = 2800
 """Most vectors of input rows times filter taps times output rows of a lane that are unrolled: the compiler's time follows
-that product, about 3 s at this value on a CPU core."""
+that product, about 2.5 s at this value on a CPU core."""
 
 
 class DirectAlgorithm(TritonAlgorithm):
@@ -110,6 +110,10 @@ class DirectAlgorithm(TritonAlgorithm):
     def pack(self, weight: Tensor, problem: ConvProblem, config: DirectConfig) -> Tensor:
         """The weight itself, contiguous; or for channels_last (C, 1, KH, KW) -> (KH, KW, C)."""
         return weight[:, 0].permute(1, 2, 0).contiguous() if config.channels else weight.contiguous()
+
+    def launches(self, problem: ConvProblem, config: DirectConfig) -> int:
+        """Lanes along the channels need no conversion."""
+        return 1 if config.channels else super().launches(problem, config)
 
     def launch(
         self,

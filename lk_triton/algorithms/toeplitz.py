@@ -57,6 +57,8 @@ class ToeplitzAlgorithm(TritonAlgorithm):
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None, or why not."""
+        if not isinstance(problem, ConvProblem):
+            return super().supports(problem, device)
         if device.backend == "cuda" and device.capability < 80:
             return f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
         if problem.stride != (1, 1):

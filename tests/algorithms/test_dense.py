@@ -32,7 +32,8 @@ def random_problem(rng: random.Random, pointwise: bool) -> DenseProblem:
     return DenseProblem(
         rng.choice([1, 2, 3]), rng.choice([3, 8, 20, 64, 72] if pointwise else [1, 3, 4]), rng.randint(1, 9),
         rng.randint(1, 9), rng.choice([1, 8, 33, 64, 130]), **fields,
-        dtype=rng.choice(["float16", "float32", "bfloat16"]), layout=order, out_layout=rng.choice([order, "nchw", "channel_major"]),
+        dtype=rng.choice(["float16", "float32", "bfloat16"]), layout=order,
+        out_layout=rng.choice([order, "nchw", "channel_major"]),
         epilogue=Epilogue(rng.random() < 0.8, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4),
     )  # fmt: skip
 
