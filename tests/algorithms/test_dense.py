@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Recorder
 
 from lk_triton import device, layout
 from lk_triton.algorithms import registry
@@ -68,7 +67,7 @@ def test_random_problems_and_configs(pointwise: bool) -> None:
         assert {dtype for name, _, dtype in seen if name == "pointwise"} == {"float16", "bfloat16", "float32"}
 
 
-def test_counted_work_is_what_the_kernel_does(recorded: Recorder) -> None:
+def test_counted_work_is_what_the_kernel_does(recorded) -> None:
     rng = random.Random(1)
     for _ in range(20):
         problem = replace(random_problem(rng, True), layout="nchw", out_layout="nchw", dtype="float16", h=4, w=8)
@@ -80,7 +79,7 @@ def test_counted_work_is_what_the_kernel_does(recorded: Recorder) -> None:
         assert (recorded.bytes_of(gate.x), recorded.bytes_of(gate.weight)) == operand_bytes(problem, config)
 
 
-def test_counted_work_of_the_stem(recorded: Recorder) -> None:
+def test_counted_work_of_the_stem(recorded) -> None:
     rng = random.Random(2)
     for _ in range(8):
         problem = replace(random_problem(rng, False), dtype="float16")
