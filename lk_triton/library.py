@@ -183,22 +183,28 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
-def _register_autocast(device_type: str, key: str) -> None:
-    """Under autocast every tensor is cast to the autocast dtype; a bank in another dtype is not used."""
+def register_autocast(library: torch.library.Library, name: str, precision_at: int) -> None:
+    """Register the autocast rule of an op (x, weight, bias, residual, bank, *options), whose last option is the bank's format.
 
-    def autocast(_: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, bank: Tensor | None,
-                 *options: Any) -> Tensor:  # fmt: skip
-        dtype = autocast_dtype(x) or x.dtype
-        stride, padding, dilation, activation, precision, algorithm, bank_format = options
-        if bank is not None and bank.dtype != dtype:
-            bank = bank_format = None
-        if dtype != torch.float32:
-            precision = None
-        tensors = [t if t is None else t.to(dtype) for t in (x, weight, bias, residual)]
-        with torch.amp.autocast(device_type, enabled=False):
-            return op(*tensors, bank, stride, padding, dilation, activation, precision, algorithm, bank_format)
+    Under autocast every tensor is cast to the autocast dtype; a bank in another dtype is not used.
+    ``precision_at`` is the place of ``precision``, which is for float32 only, among the options.
+    """
 
-    _library.impl("depthwise_conv2d", autocast, key, with_keyset=True)
+    def register(device_type: str, key: str) -> None:
+        def autocast(_: Any, *args: Any) -> Tensor:
+            tensors, bank, options = args[:4], args[4], list(args[5:])
+            dtype = autocast_dtype(tensors[0]) or tensors[0].dtype
+            if bank is not None and bank.dtype != dtype:
+                bank = options[-1] = None
+            if dtype != torch.float32:
+                options[precision_at] = None
+            with torch.amp.autocast(device_type, enabled=False):
+                return getattr(torch.ops.lk_triton, name)(*(t if t is None else t.to(dtype) for t in tensors), bank, *options)
+
+        library.impl(name, autocast, key, with_keyset=True)
+
+    for device_type, key in AUTOCAST_KEYS.items():
+        register(device_type, key)
 
 
 def pair(values: list[int]) -> tuple[int, int]:
@@ -207,5 +213,4 @@ def pair(values: list[int]) -> tuple[int, int]:
 
 
 op = torch.ops.lk_triton.depthwise_conv2d.default
-for _device_type, _key in AUTOCAST_KEYS.items():
-    _register_autocast(_device_type, _key)
+register_autocast(_library, "depthwise_conv2d", precision_at=4)

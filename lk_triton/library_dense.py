@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import layout
-from .library import AUTOCAST_KEYS, autocast_dtype, before_activation, pair, run
+from .library import before_activation, pair, register_autocast, run
 from .problem import DenseProblem, Epilogue, output_size
 
 NAME = "lk_triton::dense_conv2d"
@@ -115,24 +115,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(NAME, _backward, setup_context=_setup_context, lib=_library)
 
 
-def _register_autocast(device_type: str, key: str) -> None:
-    """Under autocast every tensor is cast to the autocast dtype; a bank in another dtype is not used."""
-
-    def autocast(_: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, bank: Tensor | None,
-                 *options: Any) -> Tensor:  # fmt: skip
-        dtype = autocast_dtype(x) or x.dtype
-        stride, padding, activation, precision, out_layout, algorithm, bank_format = options
-        if bank is not None and bank.dtype != dtype:
-            bank = bank_format = None
-        if dtype != torch.float32:
-            precision = None
-        tensors = [t if t is None else t.to(dtype) for t in (x, weight, bias, residual)]
-        with torch.amp.autocast(device_type, enabled=False):
-            return op(*tensors, bank, stride, padding, activation, precision, out_layout, algorithm, bank_format)
-
-    _library.impl("dense_conv2d", autocast, key, with_keyset=True)
-
-
 op = torch.ops.lk_triton.dense_conv2d.default
-for _device_type, _key in AUTOCAST_KEYS.items():
-    _register_autocast(_device_type, _key)
+register_autocast(_library, "dense_conv2d", precision_at=3)

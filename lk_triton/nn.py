@@ -239,10 +239,7 @@ class PointwiseConv2d(Banked):
 
 
 class StemConv2d(nn.Conv2d):
-    """Dense convolution of a few channels with a fused activation; an ``nn.Conv2d`` by state_dict and attributes.
-
-    On a GPU, and where no gradient is needed, it writes channel-major memory (docs/kernels.md).
-    """
+    """Dense convolution of a few channels with a fused activation; an ``nn.Conv2d`` by state_dict and attributes."""
 
     def __init__(
         self,
@@ -262,13 +259,12 @@ class StemConv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Tensor, residual: Tensor | None = None
+        self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None
     ) -> Tensor:
-        """x (N, Cin, H, W), residual of the output's shape or None -> (N, Cout, OH, OW)."""
-        on_cpu = x.device.type == "cpu" and not devices.interpreted()
+        """x (N, Cin, H, W), residual of the output's shape or None -> (N, Cout, OH, OW) in ``out_layout``."""
         stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
         return dispatch_dense(
-            x, self.weight, self.bias, residual, self.activation, stride, padding, None, None if on_cpu else "channel_major"
+            x, self.weight, self.bias, residual, self.activation, stride, padding, None, out_layout
         )
 
     def extra_repr(self) -> str:
@@ -282,8 +278,8 @@ FUSING = (DepthwiseConv2d, PointwiseConv2d, StemConv2d)
 class ConvUnit(nn.Module):
     """Convolution, BatchNorm, activation, with children ``conv`` and ``bn``; fuses into one convolution with bias.
 
-    ``forward(x, residual)``: ``activation(bn(conv(x))) + residual``. After ``fuse()`` there is no ``bn``, and a 1x1
-    convolution can be asked for its output's memory order (``out_layout`` of ``dense_conv2d``).
+    ``forward(x, residual)``: ``activation(bn(conv(x))) + residual``. After ``fuse()`` there is no ``bn``, and a
+    dense convolution can be asked for its output's memory order (``out_layout`` of ``dense_conv2d``).
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str | None = None, *, fused: bool = False) -> None:
@@ -305,10 +301,10 @@ class ConvUnit(nn.Module):
         if not self.fused:
             y = activate(self.bn(self.conv(x)), self.activation)
             return y if residual is None else residual + y
-        if isinstance(self.conv, PointwiseConv2d):
-            return self.conv(x, residual, out_layout)
-        if isinstance(self.conv, FUSING):
+        if isinstance(self.conv, DepthwiseConv2d):
             return self.conv(x, residual)
+        if isinstance(self.conv, FUSING):
+            return self.conv(x, residual, out_layout)
         return _epilogue(self.conv(x), self.activation, residual)
 
     @torch.no_grad()

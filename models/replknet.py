@@ -190,13 +190,12 @@ class RepLKNet(nn.Module):
         """The last map that was computed and those of the stages in ``keep``, which leave the network: a fused one on a GPU
         stores them contiguously itself."""
         self._check_input(x)
-        on_cpu = x.device.type == "cpu" and not interpreted()
-        if on_cpu:
+        if _by_torch(x):
             x = x.contiguous(memory_format=self.cpu_memory_format)
         x = in_chunks(self._run_stem, x, self.chunk)
         kept = []
         for i, stage in enumerate(self.stages):
-            x = stage(self.transitions[i - 1](x) if i else x, "nchw" if i in keep and not on_cpu else None)
+            x = stage(self.transitions[i - 1](x) if i else x, "nchw" if i in keep and not _by_torch(x) else None)
             if i in keep:
                 kept.append(x)
             if i == stop:
@@ -204,8 +203,9 @@ class RepLKNet(nn.Module):
         return x, kept
 
     def _run_stem(self, x: Tensor) -> Tensor:
-        for i, unit in enumerate(self.stem):
-            x = run(unit, x, self.grad_checkpointing and i > 0)
+        x = self.stem[0](x, None, None if _by_torch(x) or torch.is_grad_enabled() else "channel_major")
+        for unit in self.stem[1:]:
+            x = run(unit, x, self.grad_checkpointing)
         return x
 
     def _check_input(self, x: Tensor) -> None:
@@ -398,6 +398,11 @@ def _stages(indices: Sequence[int], count: int, name: str) -> tuple[int, ...]:
 
 def _head(features: int, num_classes: int, **options: Any) -> nn.Linear | nn.Identity:
     return nn.Linear(features, num_classes, **options) if num_classes else nn.Identity()
+
+
+def _by_torch(x: Tensor) -> bool:
+    """Whether convolutions of ``x`` are torch's, which are fastest in channels_last: on a CPU."""
+    return x.device.type == "cpu" and not interpreted()
 
 
 def _halved(size: int) -> int:

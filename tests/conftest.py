@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,9 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Triton reads the variable when a kernel is decorated, so it must be set before any test module is imported.
+    # Triton reads the variable when a kernel is decorated, its own when it is imported: before any test unsets the variable.
     if config.option.markexpr != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+        if find_spec("triton"):
+            import_module("triton")
     # What somebody has tuned on this machine must not decide what is tested; a test that tunes takes a folder of its own.
     os.environ["LK_TRITON_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"lk_triton-no-cache-{os.getpid()}")
     if config.getoption("--forbid-skips") and not hasattr(config, "workerinput"):

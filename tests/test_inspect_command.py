@@ -128,7 +128,7 @@ def test_direct_for_amd() -> None:
 def test_model() -> None:
     arguments = ("--device", "h100", "--model", "replknet_31b", "--batch", "64", "--size", "224")
     found = run_json(*arguments, "--top", "1", "--algorithm", "toeplitz")
-    assert list(found) == ["model", "batch", "size", "device", "layers", "total_estimate_us"]
+    assert list(found) == ["model", "batch", "size", "device", "layers", "launches", "total_estimate_us"]
     assert [found[name] for name in ("model", "batch", "size", "device")] == ["replknet_31b", 64, 224, "h100"]
     layers = found["layers"]
     for one in layers:
@@ -145,6 +145,8 @@ def test_model() -> None:
     assert dense[3] == "stem"
     assert dense[1] in ("pointwise", "cublas")
     assert {one["algorithm"] for one in small if one["problem"]["stride"] == [2, 2]} == {"direct"}, "toeplitz is preferred"
+    products = sum(one["count"] for one in layers if one["algorithm"] == "cublas")
+    assert found["launches"] == 130 + products, "each has an epilogue"
     assert found["total_estimate_us"] == pytest.approx(sum(one["count"] * one["estimate_us"] for one in layers), abs=0.2)
 
 

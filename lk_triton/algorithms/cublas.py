@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 from .. import layout
 from ..device import Device
 from ..problem import DenseProblem, Epilogue
-from .base import LAUNCH_SECONDS, MMA_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
+from .base import LAUNCH_SECONDS, MMA_SHARE, Estimate, KernelLaunch, activation_bytes, planar, roofline
 from .dense import DenseAlgorithm, pixels, row_arguments, weight_bytes
 
 BLOCK = 1024
@@ -92,15 +94,35 @@ class CublasAlgorithm(DenseAlgorithm):
         y = layout.empty(problem.out_shape, "channel_major" if layout.layout_of(x) == "channel_major" else "nchw", x)
         rows, y_rows = layout.rows_of(x), layout.rows_of(y)
         weight = bank.flatten(1)
-        if rows is not None and y_rows is not None:
-            torch.mm(weight, rows, out=y_rows)
-        else:
-            torch.matmul(weight, x.flatten(2), out=y.flatten(2))
-        dense = "nchw" if problem.out_layout == "channels_last" else problem.out_layout
-        out = y if y.stride() == layout.strides(problem.out_shape, dense) else layout.empty(problem.out_shape, dense, x)
+        with matmul_precision(problem):
+            if rows is not None and y_rows is not None:
+                torch.mm(weight, rows, out=y_rows)
+            else:
+                torch.matmul(weight, x.flatten(2), out=y.flatten(2))
+        order = planar(problem.out_layout)
+        out = y if y.stride() == layout.strides(problem.out_shape, order) else layout.empty(problem.out_shape, order, x)
         if has_epilogue(problem) or out is not y:
             self.kernel_launch(problem, config, y, bank, bias, residual, out).run(x.device)
         return layout.conform(out, problem.out_layout)
+
+
+@contextmanager
+def matmul_precision(problem: DenseProblem) -> Iterator[None]:
+    """Have torch's float32 matrix products follow the problem, which follows the flag for convolutions, not theirs."""
+    flags: Any = torch.backends.cuda.matmul
+    name, exact, rounded = ("allow_tf32", False, True)
+    if hasattr(flags, "fp32_precision"):  # where reading the old flag may raise
+        name, exact, rounded = ("fp32_precision", "ieee", "tf32")
+    wanted = rounded if problem.precision == "tf32" else exact
+    before = getattr(flags, name)
+    if problem.dtype != "float32" or before == wanted:
+        yield
+        return
+    setattr(flags, name, wanted)
+    try:
+        yield
+    finally:
+        setattr(flags, name, before)
 
 
 def has_epilogue(problem: DenseProblem) -> bool:

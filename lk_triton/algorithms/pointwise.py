@@ -21,11 +21,13 @@ from .pointwise_work import (
     dot_of,
     instructions,
     issued_macs,
+    one_row,
     operand_bytes,
     programs_per_sm,
     registers,
     shared_bytes,
     steps_of,
+    tensor_columns,
     tiles_of,
 )
 
@@ -36,8 +38,9 @@ TILES = tuple((m, n) for m, n in product((32, 64, 128, 256), (64, 128, 256)) if 
 GROUP = 8
 """Rows of tiles that neighbouring programs go down before they go to the next columns."""
 
-MAX_REGISTERS = 240
+MAX_REGISTERS = 256
 """As ``registers`` counts; kernels above it spill (offline compilation for sm_80 and sm_90)."""
+
 
 class PointwiseAlgorithm(DenseAlgorithm):
     """1x1 convolutions of any sizes."""
@@ -136,27 +139,26 @@ def _fits(problem: DenseProblem, config: PointwiseConfig, device: Device) -> boo
     """Whether the device can launch ``config`` without spills, and threads have not too little to do."""
     if config.tma and not (device.capability >= 90 and problem.itemsize == 2 and _rows_are_aligned(problem)):
         return False
-    dot = dot_of(problem, config, device)
     accumulators = config.outputs / (device.warp_size * config.num_warps)
-    if accumulators < 16 or dot.tensor_columns > device.tensor_columns:
+    if accumulators < 16 or tensor_columns(problem, config, device) > device.tensor_columns:
         return False
-    in_registers = registers(problem, config, device) <= MAX_REGISTERS
+    # the smallest tile stays whatever it needs, so that float32 is served at all
+    in_registers = registers(problem, config, device) <= MAX_REGISTERS or config.outputs == 32 * 64
     return in_registers and shared_bytes(problem, config, device) <= device.shared_per_block
 
 
 def _rows_are_aligned(problem: DenseProblem) -> bool:
     """Whether x is a matrix of rows that begin at multiples of 16 bytes, and the weight too."""
-    one_row = problem.layout == "channel_major" or (problem.n == 1 and problem.h * problem.w * problem.itemsize % 16 == 0)
-    return one_row and problem.c * problem.itemsize % 16 == 0
+    aligned = problem.layout == "channel_major" or problem.h * problem.w * problem.itemsize % 16 == 0
+    return one_row(problem) and aligned and problem.c * problem.itemsize % 16 == 0
 
 
 def _matrices(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:
     """x as (C, J) and the weight as (M, C), if tensor descriptors can be made of both."""
-    rows = layout.rows_of(x)
-    found = (rows, weight.flatten(1))
-    if rows is None or any(t.stride(0) * t.element_size() % 16 or t.data_ptr() % 16 for t in found if t is not None):
+    rows, matrix = layout.rows_of(x), weight.flatten(1)
+    if rows is None or any(t.stride(0) * t.element_size() % 16 or t.data_ptr() % 16 for t in (rows, matrix)):
         return None
-    return rows, weight.flatten(1)
+    return rows, matrix
 
 
 def _descriptors(config: PointwiseConfig, x: Tensor, weight: Tensor) -> dict[str, Any]:

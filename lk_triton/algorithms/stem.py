@@ -19,6 +19,9 @@ from .dot import Dot, kind_of, precisions, rate
 MOST_TAPS = 256
 """More than these do not fit one product; the layers behind the first have them."""
 
+MOST_GATHERED = {2: 64, 4: 16}
+"""Pixels of a thread by itemsize; more spill (offline compilation for sm_80, sm_90 and sm_100)."""
+
 GATHER_INSTRUCTIONS = 10
 """Of one warp for 32 gathered elements: address, mask, load, and the way to shared memory; counted in an offline compilation
 for sm_90."""
@@ -60,8 +63,9 @@ class StemAlgorithm(DenseAlgorithm):
         found = []
         for rows, columns, warps in product((128, 64, 32, 16), (128, 256, 64), (4, 8)):
             threads = device.warp_size * warps
-            fits = depth * columns / threads <= 64 and depth * (rows + columns) * problem.itemsize <= device.shared_per_block
-            if rows <= tall and 16 <= rows * columns / threads <= 64 and fits:
+            gathered, held = depth * columns / threads, depth * (rows + columns) * problem.itemsize
+            fits = gathered <= MOST_GATHERED[problem.itemsize] and held <= device.shared_per_block
+            if rows <= tall and 4 <= rows * columns / threads <= 64 and fits:
                 found += [StemConfig(rows, columns, warps, precision) for precision in precisions(problem, device)]
         return found
 

@@ -8,13 +8,14 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tabulate import tabulate
 
 from .. import device as devices
 from .. import inspector
 from ..algorithms import registry
+from ..algorithms.base import TritonAlgorithm
 from ..device import Device
 from ..inspector import Inspection
 from ..models import create_model
@@ -142,6 +143,13 @@ def _total_us(inspected: Inspected) -> float:
     return sum(count * found[0].candidate.estimate_us for _, count, found in inspected)
 
 
+def _launches(inspected: Inspected) -> int:
+    """Kernels of all layers, each by its best config."""
+    best = [(problem, count, found[0].candidate) for problem, count, found in inspected]
+    algorithms = {one.algorithm: cast("TritonAlgorithm", registry.get(one.algorithm)) for _, _, one in best}
+    return sum(count * algorithms[one.algorithm].launches(problem, one.config) for problem, count, one in best)
+
+
 def _network(arguments: argparse.Namespace, device: Device, inspected: Inspected) -> dict[str, Any]:
     layers = [
         {"count": count, "problem": problem_to_json(problem), **_json(one)}
@@ -150,7 +158,7 @@ def _network(arguments: argparse.Namespace, device: Device, inspected: Inspected
     ]
     return {
         "model": arguments.model, "batch": arguments.batch, "size": arguments.size, "device": device.name, "layers": layers,
-        "total_estimate_us": round(_total_us(inspected), 2),
+        "launches": _launches(inspected), "total_estimate_us": round(_total_us(inspected), 2),
     }  # fmt: skip
 
 
@@ -190,7 +198,8 @@ def _text(arguments: argparse.Namespace, device: Device, inspected: Inspected) -
     parts.append("\n".join(f"{number}: {words(one.candidate.config)}" for number, (_, one) in enumerate(listed, 1)))
     if arguments.model is not None:
         layers = sum(count for _, count, _ in inspected)
-        parts.append(f"{layers} layers of {arguments.model}, sum of estimates: {_total_us(inspected):.1f} us")
+        sums = f"{_launches(inspected)} kernels, sum of estimates: {_total_us(inspected):.1f} us"
+        parts.append(f"{layers} layers of {arguments.model}, {sums}")
     return "\n\n".join(parts)
 
 

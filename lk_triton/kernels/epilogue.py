@@ -27,8 +27,8 @@ def activate(acc, ACTIVATION: tl.constexpr, HALF: tl.constexpr = False):
 def _two_phi(x):
     """2 * Phi(x) = 1 + erf(x / sqrt(2)), from log2(erfc(|x| / sqrt(2))) as a polynomial in |x|.
 
-    Fitted to 0 <= |x| <= 5.7: GELU is off by at most 4e-7, erfc by 1.3e-4 of itself, a quarter of float16's spacing. 11
-    instructions where ``tl.erf`` takes 30, which would cost as much time as the products of a ConvFFN's first layer.
+    Fitted to 0 <= |x| <= 5.7: GELU is off by at most 4e-7, erfc by 1.3e-4 of itself, an eighth of float16's spacing. 10
+    instructions an element where ``tl.erf`` takes 30 (compiled for sm_90).
     """
     a = tl.abs(x)
     p = -1.1956977914451272e-06 * a + 5.1041075494140387e-05

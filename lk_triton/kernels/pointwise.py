@@ -54,13 +54,15 @@ def pointwise_kernel(
             x_column = column_offsets(j, x_plane_v, stride_xn, X_ROW, XV)  # [BN]
             x_address = x + (k.to(tl.int64) * stride_xc * XV)[:, None] + x_column[None, :]  # [BK, BN]
             x_step = stride_xc.to(tl.int64) * XV
-            w_mask, x_mask = m_mask[:, None], (j // XV * XV < J)[None, :]
+            j_mask = j // XV * XV < J
             for c in range(0, C, BK):
-                if not EVEN_K:
-                    w_mask = m_mask[:, None] & (c + k < C)[None, :]
-                    x_mask = (j // XV * XV < J)[None, :] & (c + k < C)[:, None]
-                w_block = tl.load(w_address + c, mask=w_mask, other=0.0)
-                x_block = tl.load(x_address + c * x_step, mask=x_mask, other=0.0)
+                if EVEN_K:
+                    w_block = tl.load(w_address + c, mask=m_mask[:, None], other=0.0)
+                    x_block = tl.load(x_address + c * x_step, mask=j_mask[None, :], other=0.0)
+                else:
+                    inside = c + k < C  # [BK]
+                    w_block = tl.load(w_address + c, mask=m_mask[:, None] & inside[None, :], other=0.0)
+                    x_block = tl.load(x_address + c * x_step, mask=inside[:, None] & j_mask[None, :], other=0.0)
                 if CAST_OPERANDS:
                     w_block, x_block = w_block.to(tl.float32), x_block.to(tl.float32)
                 acc = tl.dot(w_block, x_block, acc, input_precision=PRECISION)

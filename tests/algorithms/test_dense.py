@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from compilation import compile_all
 
 from lk_triton import device, layout
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.cublas import matmul_precision
 from lk_triton.algorithms.pointwise import PointwiseAlgorithm
-from lk_triton.algorithms.pointwise_work import issued_macs, operand_bytes
+from lk_triton.algorithms.pointwise_work import issued_macs, operand_bytes, shared_bytes, tensor_columns
 from lk_triton.algorithms.stem import StemAlgorithm
 from lk_triton.algorithms.stem import issued_macs as stem_macs
 from lk_triton.problem import DenseProblem, Epilogue
@@ -142,3 +144,71 @@ def test_gelu_of_half_types_is_the_exact_one() -> None:
     spacing = torch.finfo(torch.float16).eps * exact.abs()[..., :-1]
     assert (error <= spacing + 5e-7).all(), error.max()
     assert POINTWISE.launch(problem, config, x, one, None, None)[..., -1].isinf().all()
+
+
+def drawn(arch: str, count: int) -> list[tuple]:
+    """Problems like a network's, uneven channels too, each with one of its legal configs, drawn with a fixed seed."""
+    rng, target, found = random.Random(arch), device.for_arch(arch), []
+    while len(found) < count:
+        order = rng.choice(["channel_major", "channel_major", "nchw"])
+        fields = {
+            "n": rng.choice([1, 16]), "c": rng.choice([96, 128, 20]), "h": 14, "w": 14, "out_channels": rng.choice([128, 96]),
+            "dtype": rng.choice(["float16", "bfloat16", "float32"]), "layout": order, "out_layout": order,
+        }  # fmt: skip
+        name = "pointwise"
+        if len(found) % 4 == 3:
+            name, fields = "stem", {**fields, "c": 3, "kh": 3, "kw": 3, "stride": (2, 2), "padding": (1, 1)}
+        epilogue = (True, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4)
+        configs = registry.get(name).configs(DenseProblem(**fields, epilogue=Epilogue(*epilogue)), target)
+        found.append((arch, name, fields, epilogue, rng.randrange(len(configs))))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_a_sample_of_legal_configs_compiles(arch: str) -> None:
+    """Half types do not spill, float32 by a register or two; shared and tensor memory keep to their bounds."""
+    cases, target = drawn(arch, 8), device.for_arch(arch)
+    for (_, name, fields, epilogue, number), report in zip(cases, compile_all(cases), strict=True):
+        problem = DenseProblem(**fields, epilogue=Epilogue(*epilogue))
+        config = registry.get(name).configs(problem, target)[number]
+        assert report["spill_bytes"] <= (0 if problem.itemsize == 2 else 16), (problem, config)
+        assert report["shared_bytes"] <= target.shared_per_block, (problem, config)
+        if name == "pointwise":
+            assert report["shared_bytes"] <= shared_bytes(problem, config, target), (problem, config)
+            assert report["tensor_columns"] <= tensor_columns(problem, config, target), (problem, config)
+        if problem.itemsize == 2:
+            assert report["loop"]["mma"] > 0, (problem, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_plans_of_31b_compile(arch: str) -> None:
+    """Channel-major: operands by descriptors or 16-byte loads, tensor cores, no spills, at sizes that 16 does not divide."""
+    sizes = (
+        (128, 512, 56, "gelu", False), (512, 128, 56, None, True), (512, 512, 14, "relu", False),
+        (1024, 4096, 7, "gelu", False),
+    )  # fmt: skip
+    order = {"layout": "channel_major", "out_layout": "channel_major"}
+    cases = [
+        (arch, "pointwise", {"n": 64, "c": c, "h": h, "w": h, "out_channels": o, **order},
+         (True, activation, residual))
+        for c, o, h, activation, residual in sizes
+    ]  # fmt: skip
+    for report in compile_all(cases):
+        assert report["spill_bytes"] == 0
+        assert report["loop"]["mma_kind"].startswith("HGMMA" if arch == "sm_90" else "HMMA")
+        asynchronous = {int(width) for width, (count, _) in report["loop"]["loads"].items() if count}
+        assert asynchronous <= {16}, "the image and the weight"
+
+
+def test_cublas_follows_the_flag_for_convolutions() -> None:
+    flags: Any = torch.backends.cuda.matmul
+    before = flags.fp32_precision
+    problem = DenseProblem(1, 8, 4, 4, 8, dtype="float32")
+    for precision, wanted in ((None, "ieee"), ("tf32", "tf32")):
+        with matmul_precision(replace(problem, precision=precision)):
+            assert flags.fp32_precision == wanted
+        assert flags.fp32_precision == before
+    with matmul_precision(replace(problem, dtype="float16")):
+        assert flags.fp32_precision == before
