@@ -1,0 +1,69 @@
+"""Random problems and legal configs, compiled and launched on a GPU: what the interpreter cannot see."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import pytest
+import test_dense
+import test_direct
+import test_toeplitz
+import torch
+
+from lk_triton import device
+from lk_triton.algorithms import registry
+from lk_triton.problem import ConvProblem, DenseProblem, Problem
+from lk_triton.tuning.accuracy import Gate
+
+pytestmark = pytest.mark.gpu
+CONFIGS = 4
+
+DRAW = {
+    "toeplitz": test_toeplitz.random_problem,
+    "direct": test_direct.draw,
+    "pointwise": lambda rng: test_dense.random_problem(rng, True),
+    "stem": lambda rng: test_dense.random_problem(rng, False),
+}
+
+LAYERS: dict[str, Problem] = {
+    **{
+        f"dw-{k}x{k}-on-{w}": ConvProblem(4, 64, w, w, k, k, padding=(k // 2, k // 2))
+        for k, w in ((31, 56), (29, 28), (27, 14), (13, 7))
+    },
+    **{
+        f"1x1-{c}-{o}-on-{w}": DenseProblem(4, c, w, w, o, layout="channel_major", out_layout="channel_major")
+        for c, o, w in ((128, 512, 56), (1024, 256, 28), (512, 512, 14), (4096, 1024, 7))
+    },
+    "stem": DenseProblem(2, 3, 224, 224, 128, 3, 3, (2, 2), (1, 1), out_layout="channel_major"),
+}
+"""The shapes of RepLKNet-31B with fewer images and channels."""
+
+
+def check(problem: Problem, name: str, rng: random.Random) -> None:
+    place = torch.device("cuda")
+    here = device.of(place)
+    algorithm = registry.get(name)
+    if algorithm.supports(problem, here) is not None:
+        return
+    gate = Gate(problem, place, torch.Generator(place).manual_seed(0))
+    configs = algorithm.configs(problem, here)
+    for config in rng.sample(configs, min(CONFIGS, len(configs))):
+        bank = algorithm.pack(gate.weight, problem, config)
+        verdict = gate.check(lambda x, c=config, b=bank: algorithm.launch(problem, c, x, b, gate.bias, gate.residual))
+        assert verdict.ok, (problem, config, verdict)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("name", DRAW)
+def test_random_problems_and_configs(name: str, seed: int) -> None:
+    rng = random.Random(zlib.crc32(f"{name} {seed}".encode()))
+    check(DRAW[name](rng), name, rng)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_configs_of_the_layers_of_31b(layer: str) -> None:
+    problem = LAYERS[layer]
+    for name in registry.meant_for(problem):
+        if name != "torch":
+            check(problem, name, random.Random(zlib.crc32(layer.encode())))
