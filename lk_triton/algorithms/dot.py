@@ -16,18 +16,12 @@ SHORT_SHARE = {"wgmma": 0.6, "tcgen05": 0.3}
 """Rate of mma.sync, which short operands get, over that of the family's own instructions: assumed. 0.3 is the same number of
 products a clock and SM as 0.6 is on sm_90."""
 
-TENSOR_MEMORY_BYTES_PER_CLOCK = 512
-"""Between tensor memory and registers of one SM, either way: each of its four parts moves one register of a warp a clock.
-Assumed."""
-
 
 class Dot(NamedTuple):
     """The products of one step of one program, [m, k] @ [k, n].
 
     Attributes:
         kind: what multiplies: ``mma`` (mma.sync), ``wgmma``, ``tcgen05``, ``mfma``, or ``fma`` (no matrix unit).
-        parts: dots that k is the sum of, one after the other into the same accumulators.
-        longest: k of the longest part.
         warp_size: lanes of a warp.
         split: whether every operand is split into two TF32 numbers, for three products.
     """
@@ -36,8 +30,6 @@ class Dot(NamedTuple):
     m: int
     n: int
     k: int
-    parts: int
-    longest: int
     itemsize: int
     warps: int
     warp_size: int
@@ -86,23 +78,17 @@ class Dot(NamedTuple):
     def tensor_columns(self) -> int:
         """Columns of tensor memory that a program takes, at most: a power of two, at least 32; each is 128 lanes of 4 bytes.
 
-        One set of accumulators per part, because between two parts they go through registers. Two sets of 64 rows share
-        columns, one leaves half of its lanes empty. Where operands are split, one of them lies there too, and Triton 3.6 gives
+        64 rows leave half of the lanes empty. Where operands are split, one of them lies there too, and Triton 3.6 gives
         each of the three products a set of its own.
         """
         if self.kind != "tcgen05":
             return 0
         blocks = -(-self.m // 128)
         if self.split:
-            columns = blocks * (3 * self.parts * self.n + self.longest)
+            columns = blocks * (3 * self.n + self.k)
         else:
-            columns = max(self.parts * self.m, 128) * self.n // 128
+            columns = max(self.m, 128) * self.n // 128
         return max(32, 1 << (columns - 1).bit_length())
-
-    @property
-    def accumulator_copies(self) -> int:
-        """Bytes between tensor memory and registers in a step: with several parts, each one's accumulators out and back in."""
-        return 2 * self.parts * self.m * self.n * 4 if self.kind == "tcgen05" and self.parts > 1 else 0
 
     @property
     def instructions(self) -> float:
@@ -113,7 +99,7 @@ class Dot(NamedTuple):
             return 3 * macs / self.warp_size
         count = 14 * self.elements_per_lane if self.split else 0
         if self.kind == "tcgen05":
-            return count + 60 * self.parts - 40
+            return count + 20
         if self.kind == "wgmma":
             return count
         if self.kind == "mfma":

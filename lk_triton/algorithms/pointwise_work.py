@@ -64,7 +64,7 @@ def dot_of(problem: DenseProblem, config: PointwiseConfig, device: Device) -> Do
     """The products of one step."""
     return Dot(
         kind=kind_of(device, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,
-        k=config.step_k, parts=1, longest=config.step_k, itemsize=problem.itemsize, warps=config.num_warps,
+        k=config.step_k, itemsize=problem.itemsize, warps=config.num_warps,
         warp_size=device.warp_size, split=config.precision == "tf32x3",
     )  # fmt: skip
 

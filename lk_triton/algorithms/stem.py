@@ -136,6 +136,6 @@ def dot_of(problem: DenseProblem, config: StemConfig, device: Device) -> Dot:
     """The product of one tile."""
     return Dot(
         kind=kind_of(device, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,
-        k=padded_taps(problem), parts=1, longest=padded_taps(problem), itemsize=problem.itemsize, warps=config.num_warps,
+        k=padded_taps(problem), itemsize=problem.itemsize, warps=config.num_warps,
         warp_size=device.warp_size, split=config.precision == "tf32x3",
     )  # fmt: skip

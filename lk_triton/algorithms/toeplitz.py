@@ -20,7 +20,7 @@ from .base import (
     plane_arguments,
     roofline,
 )
-from .dot import TENSOR_MEMORY_BYTES_PER_CLOCK, Dot, precisions, rate
+from .dot import Dot, precisions, rate
 from .toeplitz_work import (
     WINDOWS,
     ToeplitzConfig,
@@ -44,6 +44,9 @@ BANK_LIMIT = 4 * 2**20
 
 TILES = ((16, False), (32, False), (64, False), (128, False), (256, False), (16, True), (32, True))
 """(tiles, swap): the M of a program, and whether tiles are the GEMM's N instead."""
+
+MAX_STEP_K = 128
+"""Longest step of several rows."""
 
 MAX_REGISTERS = {2: 210, 4: 190}
 """By itemsize, as ``registers`` counts; kernels above it spill (offline compilation for sm_80, sm_90 and sm_100)."""
@@ -83,7 +86,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         vectors = [v for v in vectors if v == vectors[0] or bank_bytes(problem, v) <= BANK_LIMIT]
         tiles_at_hand = problem.n * problem.oh
         for rows, columns in _tile_shapes(problem):
-            for window, step_rows in _windows(problem, rows, columns, device):
+            for window, step_rows in _windows(problem, rows, columns):
                 for tiles, swap in TILES:
                     if tiles > max(16, _power_of_two(ceil(tiles_at_hand / rows))) or (swap and rows * columns < 64):
                         continue
@@ -115,12 +118,10 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         issued = counted.steps * config.num_warps * _instructions(problem, config, dot)
         rounds = ceil(per_sm / _programs_per_sm(problem, config, dot, device))
         overlap = max(config.num_stages - 1, 0.5)
-        # the next part's products wait for the accumulators
-        copied = counted.steps * dot.accumulator_copies / (TENSOR_MEMORY_BYTES_PER_CLOCK * device.clocks)
         return roofline(
             problem,
             device,
-            mma=(2 * counted.macs / rate(dot, config.precision, device) + copied) * fullest,
+            mma=2 * counted.macs / rate(dot, config.precision, device) * fullest,
             smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest,
             l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest,
             issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
@@ -193,20 +194,13 @@ def _tile_shapes(problem: ConvProblem) -> list[tuple[int, int]]:
     return [(r, w) for r in rows for w in columns if 32 <= r * w <= 256]
 
 
-def _windows(problem: ConvProblem, rows: int, columns: int, device: Device) -> list[tuple[tuple[int, int], int]]:
-    """(window, step_rows): one row a step, or several where the window is so narrow that a step's K stays at most 64.
-
-    With tcgen05 also the next window of one part, because two parts move their accumulators.
-    """
+def _windows(problem: ConvProblem, rows: int, columns: int) -> list[tuple[tuple[int, int], int]]:
+    """(window, step_rows): one row a step, or several as long as a step's K stays at most ``MAX_STEP_K``."""
     window = window_of(problem, columns)
     if window is None:
         return []
     found = [(window, 1)] if window[0] >= 16 else [((16, 0), 1)]
-    if window[1] > 0 and device.mma_family == "tcgen05" and 2 * window[0] <= sum(WINDOWS[-1]):
-        found.append(((2 * window[0], 0), 1))
-    if window[1] == 0:
-        found += [(window, d) for d in (2, 4, 8) if 16 <= d * window[0] <= 64 and d < 2 * problem.h]
-    return found
+    return found + [(window, d) for d in (2, 4, 8, 16) if 16 <= d * window[0] <= MAX_STEP_K and d < 2 * problem.h]
 
 
 def _fits(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> bool:

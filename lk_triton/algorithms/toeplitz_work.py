@@ -27,11 +27,11 @@ class ToeplitzConfig:
     Attributes:
         rows: R, output rows of a tile.
         columns: WT, output columns of a tile; rows * columns is the GEMM's N.
-        window: Kin as the sum of one or two powers of two, each a dot.
+        window: Kin as the sum of one or two powers of two, each with a step loop of its own.
         tiles: M, tiles of a program.
         vector: bank elements per load.
         precision: how float32 products are formed; ``ieee`` for half types, where it changes nothing.
-        step_rows: input rows of a step, stacked in the dot's K. More than one is for narrow windows.
+        step_rows: input rows of a step over the first part, stacked in the dot's K; the second has as many as make the same K.
         swap: T transposed as the A operand, tiles as N: for few tiles.
     """
 
@@ -53,8 +53,18 @@ class ToeplitzConfig:
 
     @property
     def step_k(self) -> int:
-        """K of a step's dots together."""
-        return self.step_rows * sum(self.window)
+        """K of a step's dot."""
+        return self.step_rows * self.window[0]
+
+    @property
+    def parts(self) -> list[tuple[int, int, int]]:
+        """(first column, columns, rows of a step) of each part of the window."""
+        found, column = [], 0
+        for width in self.window:
+            if width:
+                found.append((column, width, self.step_k // width))
+                column += width
+        return found
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Work:
 
     Attributes:
         macs: multiply-adds of all ``tl.dot`` calls.
-        steps: iterations of the step loop, over all programs.
+        steps: iterations of the step loops, over all programs.
         programs: programs launched.
         image_bytes: read from x.
         bank_bytes: read from the bank.
@@ -123,7 +133,7 @@ def _rows(problem: ConvProblem, rows: int, tiles: int, step_rows: int) -> tuple[
     last_group = np.minimum((block * tiles + tiles - 1) // n, groups - 1)
     first = np.maximum(pad - last_group * rows, 0)
     last = np.minimum(rows + kh - 1, h + pad - first_group * rows)
-    steps = np.maximum(-(-(last - first) // step_rows), 0)
+    steps = np.maximum(-(-(last - first) // step_rows), 1)
     end = first + steps * step_rows
 
     group = np.arange(len(block) * tiles, dtype=np.int64).reshape(-1, tiles) // n
@@ -141,15 +151,18 @@ def _overlap(begin: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _columns(problem: ConvProblem, columns: int, window: tuple[int, int], vector: int) -> tuple[int, int]:
-    """Over all column tiles: image columns read per row, and bank elements read per filter row and output row."""
+def _columns(
+    problem: ConvProblem, columns: int, window: tuple[int, int], part: tuple[int, int], vector: int
+) -> tuple[int, int]:
+    """Over all column tiles, of the ``part`` (first column, columns) of the window: image columns read per row, and bank
+    elements read per filter row and output row."""
     size, pad, w = sum(window), problem.padding[1], problem.w
     align, length = image_vector(problem), row_length(problem.kw, vector)
     read = elements = 0
-    k, j = np.arange(size), np.arange(columns)
+    k, j = part[0] + np.arange(part[1]), np.arange(columns)
     for column0 in range(0, problem.ow, columns):
         start = max(min(max(column0 - pad, 0) // align, (w - size) // align), 0) * align
-        read += min(w - start, size)
+        read += int((start + k < w).sum())
         tap = start - column0 + pad - j
         i = (tap + -tap % vector)[:, None] + k
         elements += int(((i >= 0) & (i < length)).sum())
@@ -158,22 +171,26 @@ def _columns(problem: ConvProblem, columns: int, window: tuple[int, int], vector
 
 def issued_macs(problem: ConvProblem, config: ToeplitzConfig) -> int:
     """Multiply-adds of all ``tl.dot`` calls of a launch; nominal_macs / issued_macs is the useful share."""
-    steps = _rows(problem, config.rows, config.tiles, config.step_rows)[0]
+    steps = sum(_rows(problem, config.rows, config.tiles, rows)[0] for _, _, rows in config.parts)
     return problem.c * ceil(problem.ow / config.columns) * steps * config.tiles * config.outputs * config.step_k
 
 
 def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
     """Count one launch."""
-    steps, image_rows, pairs, distinct = _rows(problem, config.rows, config.tiles, config.step_rows)
-    read, elements = _columns(problem, config.columns, config.window, config.vector)
+    steps = image = bank = distinct = 0
+    for column, width, step_rows in config.parts:
+        part_steps, image_rows, pairs, part_distinct = _rows(problem, config.rows, config.tiles, step_rows)
+        read, elements = _columns(problem, config.columns, config.window, (column, width), config.vector)
+        steps, image, bank = steps + part_steps, image + read * image_rows, bank + elements * pairs
+        distinct = max(distinct, part_distinct)
     column_tiles = ceil(problem.ow / config.columns)
     per_channel = problem.c * problem.itemsize
     return Work(
         macs=issued_macs(problem, config),
         steps=problem.c * column_tiles * steps,
         programs=problem.c * column_tiles * tile_blocks(problem, config),
-        image_bytes=per_channel * read * image_rows,
-        bank_bytes=per_channel * elements * pairs,
+        image_bytes=per_channel * image,
+        bank_bytes=per_channel * bank,
         bank_rows_bytes=per_channel * column_tiles * distinct * config.vector * row_length(problem.kw, config.vector),
     )
 
@@ -183,8 +200,7 @@ def dot_of(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Dot:
     m, n = (config.outputs, config.tiles) if config.swap else (config.tiles, config.outputs)
     return Dot(
         kind=kind_of(device, m, config.precision, problem.itemsize), m=m, n=n, k=config.step_k,
-        parts=1 + (config.window[1] > 0), longest=config.step_rows * config.window[0], itemsize=problem.itemsize,
-        warps=config.num_warps, warp_size=device.warp_size, split=config.precision == "tf32x3",
+        itemsize=problem.itemsize, warps=config.num_warps, warp_size=device.warp_size, split=config.precision == "tf32x3",
     )  # fmt: skip
 
 
@@ -196,7 +212,7 @@ def shared_bytes(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> int:
     buffers = max(config.num_stages - in_registers, 1)
     operands = buffers * config.step_k * (config.tiles + config.outputs) * problem.itemsize
     if dot.kind == "tcgen05":
-        operands += 16 * dot.parts  # barriers
+        operands += 16  # barriers
     if dot.split:
         # the low parts of the bank's values
         operands += config.step_k * config.outputs * problem.itemsize

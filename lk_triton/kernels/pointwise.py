@@ -53,7 +53,7 @@ def pointwise_kernel(
             w_address = weight + (m.to(tl.int64) * C)[:, None] + k[None, :]  # [BM, BK]
             x_column = column_offsets(j, x_plane_v, stride_xn, X_ROW, XV)  # [BN]
             x_address = x + (k.to(tl.int64) * stride_xc * XV)[:, None] + x_column[None, :]  # [BK, BN]
-            x_step = stride_xc.to(tl.int64) * XV
+            x_step = tl.cast(stride_xc, tl.int64) * XV  # a stride of 1 is a constant, which has no .to
             j_mask = j // XV * XV < J
             for c in range(0, C, BK):
                 if EVEN_K:

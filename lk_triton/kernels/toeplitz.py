@@ -64,20 +64,28 @@ def _bank_window(r, copy, t_start, column, D: tl.constexpr, KIN: tl.constexpr, V
 
 
 @triton.jit
-def _step(acc, x_address, x_row, t_address, t_row, s, H, KH, pitch,
-          SWAP: tl.constexpr, PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr):  # fmt: skip
-    """acc [BM, BN] += X [BM, K] @ T [K, BN] at step s; with SWAP acc [BN, BM] += T^T @ X^T."""
-    # as unsigned numbers, rows below zero lie beyond the end: one comparison a load
-    x_mask = (x_row + s).to(tl.uint32) < H
-    t_mask = (t_row + s).to(tl.uint32) < KH
-    x = tl.load(x_address + s * pitch, mask=x_mask, other=0.0)  # [BM, K]
-    t = tl.load(t_address, mask=t_mask, other=0.0)  # [K, BN]
-    if CAST_OPERANDS:
-        x, t = x.to(tl.float32), t.to(tl.float32)
-    if SWAP:
-        acc = tl.dot(tl.trans(t), tl.trans(x), acc, input_precision=PRECISION)
-    else:
-        acc = tl.dot(x, t, acc, input_precision=PRECISION)
+def _accumulate(acc, x_tile, row0, m_mask, t_bank, r, copy, t_start, column, limit, first, last, W_v, H, KH,
+                D: tl.constexpr, KIN: tl.constexpr, SWAP: tl.constexpr, V: tl.constexpr, L: tl.constexpr, XV: tl.constexpr,
+                MASK_COLUMNS: tl.constexpr, PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr):  # fmt: skip
+    """All steps over the window's columns column .. column + KIN - 1, D input rows a step.
+
+    acc [BM, BN] += X [BM, D * KIN] @ T [D * KIN, BN]; with SWAP acc [BN, BM] += T^T @ X^T.
+    """
+    x_address, x_row = _image_window(x_tile, row0, m_mask, column, limit, W_v, D, KIN, XV, MASK_COLUMNS)
+    t_address, t_row = _bank_window(r, copy, t_start, column, D, KIN, V, L)
+    pitch = W_v * XV
+    for s in range(first, last, D):
+        # as unsigned numbers, rows below zero lie beyond the end: one comparison a load
+        x_mask = (x_row + s).to(tl.uint32) < H
+        t_mask = (t_row + s).to(tl.uint32) < KH
+        x = tl.load(x_address + s * pitch, mask=x_mask, other=0.0)  # [BM, D * KIN]
+        t = tl.load(t_bank + s * (V * L) + t_address, mask=t_mask, other=0.0)  # [D * KIN, BN]
+        if CAST_OPERANDS:
+            x, t = x.to(tl.float32), t.to(tl.float32)
+        if SWAP:
+            acc = tl.dot(tl.trans(t), tl.trans(x), acc, input_precision=PRECISION)
+        else:
+            acc = tl.dot(x, t, acc, input_precision=PRECISION)
     return acc
 
 
@@ -101,7 +109,8 @@ def toeplitz_kernel(
     Program = (channel, column tile, tile block), tile blocks fastest. It owns WT output columns of BM tiles; tile
     m = group * N + image, so that a block holds all images of adjacent row groups. The step loop covers the union of
     the input rows that its groups can see, D rows a step. The window of Kin = KIN_A + KIN_B columns starts at the
-    tile's first input column, clamped to the row, so that it never carries more padding than it must.
+    tile's first input column, clamped to the row, so that it never carries more padding than it must. Its parts take
+    turns, each with a step loop of its own and the same K: two dots in one loop would wait for each other.
     """
     pid = tl.program_id(0)
     block = pid % tile_blocks
@@ -136,17 +145,15 @@ def toeplitz_kernel(
     acc = tl.zeros((R * WT, BM) if SWAP else (BM, R * WT), dtype=tl.float32)
     first = tl.maximum(pad_h - last_group * R, 0)
     last = tl.minimum(R + KH - 1, H + pad_h - first_group * R)
-    pitch = W_v * XV
-    xa, xa_row = _image_window(x_tile, row0, m_mask, 0, W - window, W_v, D, KIN_A, XV, MASK_COLUMNS)
-    ta, ta_row = _bank_window(r, copy, t_start, 0, D, KIN_A, V, L)
+    # one step at least, masked where padding is all that is seen: with a loop that may be left out, ptxas lets every wgmma
+    # wait for the one before
+    last = tl.maximum(last, first + 1)
+    tl.assume(first < last)
+    acc = _accumulate(acc, x_tile, row0, m_mask, t_bank, r, copy, t_start, 0, W - window, first, last, W_v, H, KH,
+                      D, KIN_A, SWAP, V, L, XV, MASK_COLUMNS, PRECISION, CAST_OPERANDS)  # fmt: skip
     if KIN_B > 0:
-        xb, xb_row = _image_window(x_tile, row0, m_mask, KIN_A, W - window, W_v, D, KIN_B, XV, MASK_COLUMNS)
-        tb, tb_row = _bank_window(r, copy, t_start, KIN_A, D, KIN_B, V, L)
-    for s in range(first, last, D):
-        t_step = t_bank + s * (V * L)
-        acc = _step(acc, xa, xa_row, t_step + ta, ta_row, s, H, KH, pitch, SWAP, PRECISION, CAST_OPERANDS)
-        if KIN_B > 0:
-            acc = _step(acc, xb, xb_row, t_step + tb, tb_row, s, H, KH, pitch, SWAP, PRECISION, CAST_OPERANDS)
+        acc = _accumulate(acc, x_tile, row0, m_mask, t_bank, r, copy, t_start, KIN_A, W - window, first, last, W_v, H, KH,
+                          D * KIN_A // KIN_B, KIN_B, SWAP, V, L, XV, MASK_COLUMNS, PRECISION, CAST_OPERANDS)  # fmt: skip
 
     if SWAP:
         acc = tl.trans(acc)

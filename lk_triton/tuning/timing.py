@@ -77,6 +77,7 @@ class GraphTimer:
     """``calls`` calls captured in one CUDA graph, after a warm-up on a side stream; a round is one replay."""
 
     def __init__(self, call: Call, buffers: int, device: torch.device) -> None:
+        self.call = call  # keeps alive the tensors that it reads: the graph holds their addresses only
         self.stream = torch.cuda.Stream(device)
         self.stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.device(device), torch.cuda.stream(self.stream):

@@ -8,10 +8,9 @@ from lk_triton import device
 from lk_triton.algorithms.dot import Dot, kind_of
 
 
-def dot(kind: str, m: int, n: int, k: int = 32, warps: int = 4, parts: int = 1, split: bool = False) -> Dot:
+def dot(kind: str, m: int, n: int, k: int = 32, warps: int = 4, split: bool = False) -> Dot:
     lanes = 64 if kind == "mfma" else 32
-    return Dot(kind, m, n, k, parts, longest=k if parts == 1 else k * 2 // 3, itemsize=4 if split else 2, warps=warps,
-               warp_size=lanes, split=split)  # fmt: skip
+    return Dot(kind, m, n, k, itemsize=4 if split else 2, warps=warps, warp_size=lanes, split=split)
 
 
 def test_families():
@@ -33,20 +32,18 @@ def test_kinds():
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "parts", "columns"),
-    [(64, 32, 1, 32), (64, 128, 1, 128), (128, 128, 1, 128), (128, 256, 1, 256), (256, 256, 1, 512),
-     (64, 128, 2, 128), (128, 32, 2, 64), (128, 128, 2, 256), (256, 128, 2, 512), (256, 256, 2, 1024), (128, 16, 1, 32)],
-)  # fmt: skip
-def test_tensor_columns(m, n, parts, columns):
+    ("m", "n", "columns"),
+    [(64, 32, 32), (64, 128, 128), (128, 128, 128), (128, 256, 256), (256, 256, 512), (128, 16, 32)],
+)
+def test_tensor_columns(m, n, columns):
     """As Triton allocates them for sm_100."""
-    assert dot("tcgen05", m, n, k=48, parts=parts).tensor_columns == columns
+    assert dot("tcgen05", m, n, k=48).tensor_columns == columns
 
 
 def test_split_operands_take_tensor_columns():
     """As Triton 3.6 allocates them; 3.8 needs fewer."""
     assert dot("tcgen05", 64, 16, split=True).tensor_columns == 128
     assert dot("tcgen05", 64, 64, split=True).tensor_columns == 256
-    assert dot("tcgen05", 64, 32, k=48, parts=2, split=True).tensor_columns == 256
     assert dot("wgmma", 64, 64, split=True).tensor_columns == 0
 
 
@@ -56,12 +53,6 @@ def test_operand_reads():
     assert dot("tcgen05", 128, 256).operand_reads == dot("tcgen05", 128, 256, warps=8).operand_reads == 128 + 256
     assert dot("tcgen05", 256, 64).operand_reads == 256 + 2 * 64
     assert dot("mma", 64, 64).operand_reads == dot("mfma", 64, 64).operand_reads == 2 * 64 + 2 * 64
-
-
-def test_accumulators_move_between_parts():
-    """Only with tcgen05, whose accumulators lie outside the registers."""
-    assert dot("tcgen05", 128, 128, parts=2).accumulator_copies == 2 * 2 * 128 * 128 * 4
-    assert dot("tcgen05", 128, 128).accumulator_copies == dot("wgmma", 128, 128, parts=2).accumulator_copies == 0
 
 
 def test_share_of_peak():
