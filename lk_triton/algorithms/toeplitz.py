@@ -25,6 +25,7 @@ from .toeplitz_work import (
     WINDOWS,
     ToeplitzConfig,
     bank_bytes,
+    channel_length,
     dot_of,
     issued_macs,
     loads_per_thread,
@@ -142,20 +143,20 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return f"toeplitz/{config.vector}"
 
     def pack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzConfig) -> Tensor:
-        """weight (C, 1, KH, KW) -> bank (C, KH, V, L): V copies of each filter row, copy v shifted by v."""
-        length = row_length(problem.kw, config.vector)
-        bank = torch.empty((problem.c, problem.kh, config.vector, length), dtype=weight.dtype, device=weight.device)
-        self.pack_launch(weight, bank).run(weight.device)
+        """weight (C, 1, KH, KW) -> bank (C, KH * V * L + V): V copies of each filter row, copy v shifted by v, then zeros."""
+        length = channel_length(problem.kh, problem.kw, config.vector)
+        bank = torch.empty((problem.c, length), dtype=weight.dtype, device=weight.device)
+        self.pack_launch(weight, bank, config.vector).run(weight.device)
         return bank
 
-    def pack_launch(self, weight: Tensor, bank: Tensor) -> KernelLaunch:
-        """The launch that fills ``bank`` (C, KH, V, L) from ``weight`` (C, 1, KH, KW)."""
+    def pack_launch(self, weight: Tensor, bank: Tensor, vector: int) -> KernelLaunch:
+        """The launch that fills ``bank`` (C, KH * V * L + V) from ``weight`` (C, 1, KH, KW)."""
         from ..kernels.toeplitz import pack_kernel
 
-        c, kh, v, length = bank.shape
-        kw = weight.shape[3]
+        c, _, kh, kw = weight.shape
+        length = row_length(kw, vector)
         args = {"weight": weight.contiguous(), "bank": bank, "KH": kh, "KW": kw}
-        args |= {"V": v, "L": length, "BLOCK": _power_of_two(v * length)}
+        args |= {"V": vector, "L": length, "BLOCK": _power_of_two(vector * (length + 1))}
         return KernelLaunch(pack_kernel, (c * kh,), args, num_warps=1, num_stages=1)
 
     def kernel_launch(
@@ -178,13 +179,18 @@ class ToeplitzAlgorithm(TritonAlgorithm):
             "groups": ceil(problem.oh / config.rows), "tile_blocks": blocks, "column_tiles": column_tiles,
             "pad_h": problem.padding[0], "pad_w": problem.padding[1], "KH": problem.kh,
             "R": config.rows, "WT": config.columns, "D": config.step_rows, "KIN_A": config.window[0],
-            "KIN_B": config.window[1], "BM": config.tiles, "SWAP": config.swap,
+            "KIN_B": config.window[1], "BM": config.tiles, "GROUPS": _groups(problem.n, config.tiles), "SWAP": config.swap,
             "V": config.vector, "L": row_length(problem.kw, config.vector),
             "MASK_COLUMNS": sum(config.window) > problem.w, "PRECISION": config.precision,
             "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
         }  # fmt: skip
         grid = (problem.c * column_tiles * blocks,)
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
+
+
+def _groups(n: int, tiles: int) -> int:
+    """Row groups of a block where all blocks are alike: each with the same images. Otherwise 0."""
+    return 1 if n % tiles == 0 else tiles // n if tiles % n == 0 else 0
 
 
 def _tile_shapes(problem: ConvProblem) -> list[tuple[int, int]]:

@@ -11,8 +11,7 @@ def activate(acc, ACTIVATION: tl.constexpr, HALF: tl.constexpr = False):
     HALF: the result is rounded to 16 bits, for which a cheaper erf is exact enough.
     """
     if ACTIVATION == "relu":
-        # not tl.maximum: NaN must stay NaN, as in torch
-        acc = tl.where(acc < 0.0, 0.0, acc)
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)  # NaN stays NaN, as in torch
     elif ACTIVATION == "gelu":
         if HALF:  # noqa: SIM108 - the other branch must not be compiled
             acc = _half_gelu(acc)

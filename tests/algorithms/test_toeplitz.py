@@ -85,7 +85,7 @@ def test_counted_work_is_what_the_kernel_does(recorded):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("h100", {"mma", "smem", "issue", "dram"}), ("b200", {"mma", "smem", "l2"}), ("mi300x", {"mma", "issue", "dram"})],
+    [("h100", {"mma", "smem", "issue", "dram"}), ("b200", {"smem", "l2", "issue"}), ("mi300x", {"mma", "issue", "dram"})],
 )
 def test_an_estimate_moves_only_with_its_limiter(name, expected, monkeypatch):
     """Halving one device fact slows exactly the configs that it limits, or that it limits once halved. The launch, which is
@@ -122,12 +122,11 @@ def test_bank_holds_shifted_copies(kw, vector, dtype):
     p = problem(1, 3, 8, 8, 7, kw, str(dtype).removeprefix("torch."))
     config = ToeplitzConfig(4, 8, (64, 0), 16, vector, 4, 2)
     bank = TOEPLITZ.pack(weight, p, config)
-    length = bank.shape[-1]
-    assert bank.shape == (3, 7, vector, ceil((kw + vector - 1) / vector) * vector)
-    expected = torch.zeros_like(bank)
+    length = ceil((kw + vector - 1) / vector) * vector
+    expected = weight.new_zeros(3, 7, vector, length)
     for v in range(vector):
         expected[:, :, v, v : v + kw] = weight[:, 0]
-    assert torch.equal(bank, expected)
+    assert torch.equal(bank, torch.cat((expected.flatten(1), expected.new_zeros(3, vector)), 1))
     assert bank.nbytes == bank_bytes(p, vector)
     assert length % vector == 0
 
