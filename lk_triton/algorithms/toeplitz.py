@@ -25,7 +25,6 @@ from .toeplitz_work import (
     WINDOWS,
     ToeplitzConfig,
     bank_bytes,
-    channel_length,
     dot_of,
     issued_macs,
     loads_per_thread,
@@ -143,20 +142,20 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return f"toeplitz/{config.vector}"
 
     def pack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzConfig) -> Tensor:
-        """weight (C, 1, KH, KW) -> bank (C, KH * V * L + V): V copies of each filter row, copy v shifted by v, then zeros."""
-        length = channel_length(problem.kh, problem.kw, config.vector)
-        bank = torch.empty((problem.c, length), dtype=weight.dtype, device=weight.device)
-        self.pack_launch(weight, bank, config.vector).run(weight.device)
+        """weight (C, 1, KH, KW) -> bank (C, KH, V, L): V copies of each filter row, copy v shifted by v."""
+        length = row_length(problem.kw, config.vector)
+        bank = torch.empty((problem.c, problem.kh, config.vector, length), dtype=weight.dtype, device=weight.device)
+        self.pack_launch(weight, bank).run(weight.device)
         return bank
 
-    def pack_launch(self, weight: Tensor, bank: Tensor, vector: int) -> KernelLaunch:
-        """The launch that fills ``bank`` (C, KH * V * L + V) from ``weight`` (C, 1, KH, KW)."""
+    def pack_launch(self, weight: Tensor, bank: Tensor) -> KernelLaunch:
+        """The launch that fills ``bank`` (C, KH, V, L) from ``weight`` (C, 1, KH, KW)."""
         from ..kernels.toeplitz import pack_kernel
 
-        c, _, kh, kw = weight.shape
-        length = row_length(kw, vector)
+        c, kh, v, length = bank.shape
+        kw = weight.shape[3]
         args = {"weight": weight.contiguous(), "bank": bank, "KH": kh, "KW": kw}
-        args |= {"V": vector, "L": length, "BLOCK": _power_of_two(vector * (length + 1))}
+        args |= {"V": v, "L": length, "BLOCK": _power_of_two(v * length)}
         return KernelLaunch(pack_kernel, (c * kh,), args, num_warps=1, num_stages=1)
 
     def kernel_launch(

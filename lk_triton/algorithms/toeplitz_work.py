@@ -76,7 +76,7 @@ class Work:
         steps: iterations of the step loops, over all programs.
         programs: programs launched.
         image_bytes: read from x.
-        bank_bytes: read from the bank, its zeros included.
+        bank_bytes: read from the bank.
         bank_rows_bytes: bank bytes that differ within a program, summed over programs: what misses an L1 that holds them.
     """
 
@@ -93,14 +93,9 @@ def row_length(kw: int, vector: int) -> int:
     return ceil((kw + vector - 1) / vector) * vector
 
 
-def channel_length(kh: int, kw: int, vector: int) -> int:
-    """Elements of one channel's bank: its rows, and a vector of zeros."""
-    return kh * vector * row_length(kw, vector) + vector
-
-
 def bank_bytes(problem: ConvProblem, vector: int) -> int:
     """Memory of the packed weights, in bytes."""
-    return problem.c * channel_length(problem.kh, problem.kw, vector) * problem.itemsize
+    return problem.c * problem.kh * vector * row_length(problem.kw, vector) * problem.itemsize
 
 
 def tile_blocks(problem: ConvProblem, config: ToeplitzConfig) -> int:
@@ -128,8 +123,9 @@ def window_of(problem: ConvProblem, columns: int) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=4096)
-def _rows(problem: ConvProblem, rows: int, tiles: int, step_rows: int) -> tuple[int, int, int]:
-    """Over all tile blocks of a channel and column tile: steps, image rows read, and distinct filter rows read."""
+def _rows(problem: ConvProblem, rows: int, tiles: int, step_rows: int) -> tuple[int, int, int, int]:
+    """Over all tile blocks of a channel and column tile: steps, image rows read, (filter row, output row) pairs read,
+    and distinct filter rows read."""
     n, h, kh, pad = problem.n, problem.h, problem.kh, problem.padding[0]
     groups = ceil(problem.oh / rows)
     block = np.arange(ceil(n * groups / tiles), dtype=np.int64)
@@ -143,8 +139,10 @@ def _rows(problem: ConvProblem, rows: int, tiles: int, step_rows: int) -> tuple[
     group = np.arange(len(block) * tiles, dtype=np.int64).reshape(-1, tiles) // n
     top = group * rows - pad
     image_rows = _overlap(top + first[:, None], top + end[:, None], h) * (group < groups)
-    distinct = _overlap(first - (rows - 1), end, kh)
-    return int(steps.sum()), int(image_rows.sum()), int(distinct.sum())
+    r = np.arange(rows)
+    pairs = _overlap(first[:, None] - r, end[:, None] - r, kh)
+    distinct = _overlap(first - (rows - 1), end, kh) * (steps > 0)
+    return int(steps.sum()), int(image_rows.sum()), int(pairs.sum()), int(distinct.sum())
 
 
 def _overlap(begin: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
@@ -153,15 +151,22 @@ def _overlap(begin: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _columns(problem: ConvProblem, columns: int, window: tuple[int, int], part: tuple[int, int]) -> int:
-    """Image columns read per row by all column tiles, of the ``part`` (first column, columns) of the window."""
-    size, pad, w, align = sum(window), problem.padding[1], problem.w, image_vector(problem)
-    read = 0
-    k = part[0] + np.arange(part[1])
+def _columns(
+    problem: ConvProblem, columns: int, window: tuple[int, int], part: tuple[int, int], vector: int
+) -> tuple[int, int]:
+    """Over all column tiles, of the ``part`` (first column, columns) of the window: image columns read per row, and bank
+    elements read per filter row and output row."""
+    size, pad, w = sum(window), problem.padding[1], problem.w
+    align, length = image_vector(problem), row_length(problem.kw, vector)
+    read = elements = 0
+    k, j = part[0] + np.arange(part[1]), np.arange(columns)
     for column0 in range(0, problem.ow, columns):
         start = max(min(max(column0 - pad, 0) // align, (w - size) // align), 0) * align
         read += int((start + k < w).sum())
-    return read
+        tap = start - column0 + pad - j
+        i = (tap + -tap % vector)[:, None] + k
+        elements += int(((i >= 0) & (i < length)).sum())
+    return read, elements
 
 
 def issued_macs(problem: ConvProblem, config: ToeplitzConfig) -> int:
@@ -172,11 +177,11 @@ def issued_macs(problem: ConvProblem, config: ToeplitzConfig) -> int:
 
 def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
     """Count one launch."""
-    steps = image = distinct = 0
+    steps = image = bank = distinct = 0
     for column, width, step_rows in config.parts:
-        part_steps, image_rows, part_distinct = _rows(problem, config.rows, config.tiles, step_rows)
-        steps += part_steps
-        image += image_rows * _columns(problem, config.columns, config.window, (column, width))
+        part_steps, image_rows, pairs, part_distinct = _rows(problem, config.rows, config.tiles, step_rows)
+        read, elements = _columns(problem, config.columns, config.window, (column, width), config.vector)
+        steps, image, bank = steps + part_steps, image + read * image_rows, bank + elements * pairs
         distinct = max(distinct, part_distinct)
     column_tiles = ceil(problem.ow / config.columns)
     per_channel = problem.c * problem.itemsize
@@ -185,7 +190,7 @@ def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
         steps=problem.c * column_tiles * steps,
         programs=problem.c * column_tiles * tile_blocks(problem, config),
         image_bytes=per_channel * image,
-        bank_bytes=per_channel * column_tiles * steps * config.step_k * config.outputs,
+        bank_bytes=per_channel * bank,
         bank_rows_bytes=per_channel * column_tiles * distinct * config.vector * row_length(problem.kw, config.vector),
     )
 

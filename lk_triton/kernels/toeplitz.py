@@ -17,18 +17,15 @@ from .epilogue import activate
 def pack_kernel(weight, bank, KH, KW, V: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr):
     """Write the bank of shifted filter rows: bank[c, ky, v, i] = w[c, ky, i - v], zero outside the filter.
 
-    weight (C, KH, KW), bank (C, KH * V * L + V) with L >= KW + V - 1 a multiple of V: a channel ends with V zeros. Program
-    ``pid`` owns row ky = pid % KH of channel pid // KH. Whatever column of T is wanted, it is an aligned run of one of the
-    V copies, or the zeros.
+    weight (C, KH, KW), bank (C, KH, V, L) with L >= KW + V - 1 a multiple of V. Program ``pid`` owns row (c, ky) = pid.
+    Whatever column of T is wanted, it is an aligned run of one of the V copies.
     """
-    pid = tl.program_id(0)
-    c, ky = (pid // KH).to(tl.int64), pid % KH
-    o = tl.arange(0, BLOCK)  # [BLOCK], BLOCK >= V * L + V
+    row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)  # [BLOCK], BLOCK >= V * L
     tap = o % L - o // L
-    inside = (tap >= 0) & (tap < KW) & (o < V * L)
-    value = tl.load(weight + (c * KH + ky) * KW + tap, mask=inside, other=0.0)
-    end = V * L + tl.where(ky == KH - 1, V, 0)
-    tl.store(bank + c * (KH * V * L + V) + ky * (V * L) + o, value, mask=o < end)
+    inside = (tap >= 0) & (tap < KW)
+    value = tl.load(weight + row * KW + tap, mask=inside, other=0.0)
+    tl.store(bank + row * (V * L) + o, value, mask=o < V * L)
 
 
 NEVER = tl.constexpr(-(1 << 30))
@@ -76,13 +73,11 @@ def _accumulate(acc, x_tile, row0, t_bank, r, copy, t_start, column, limit, firs
     """
     x_address, x_row = _image_window(x_tile, row0, column, limit, pitch, D, KIN, MASK_COLUMNS)
     t_offset, t_row = _bank_window(r, copy, t_start, column, D, KIN, V, L)
-    zeros = (KH * (V * L) + tl.arange(0, D * KIN) % V)[:, None]
     for s in range(first, last, D):
         # as unsigned numbers, rows below zero lie beyond the end: one comparison a load
         x = tl.load(x_address + s * pitch, mask=(x_row + s).to(tl.uint32) < H, other=0.0)  # [BM, D * KIN]
-        # the bank's zeros instead of a mask, which costs a pipelined load three instructions more
-        inside = (t_row + s).to(tl.uint32) < KH
-        t = tl.load(t_bank + tl.where(inside, t_offset + s * (V * L), zeros))  # [D * KIN, BN]
+        t_mask = (t_row + s).to(tl.uint32) < KH
+        t = tl.load(t_bank + s * (V * L) + t_offset, mask=t_mask, other=0.0)  # [D * KIN, BN]
         if CAST_OPERANDS:
             x, t = x.to(tl.float32), t.to(tl.float32)
         if SWAP:
@@ -106,7 +101,7 @@ def toeplitz_kernel(
 ):  # fmt: skip
     """out = activation(conv(x) + bias) + residual, stride 1.
 
-    x (N, C, H, W), residual and out (N, C, OH, OW), all with dense planes; bank (C, KH * V * L + V); bias (C,).
+    x (N, C, H, W), residual and out (N, C, OH, OW), all with dense planes; bank (C, KH, V, L); bias (C,).
     ``W_v`` and x's strides count vectors of XV elements, ``OW_v`` and the strides of residual and out vectors of OV:
     the compiler learns alignment from the multiplication, which it would not from a run-time argument.
 
@@ -154,7 +149,7 @@ def toeplitz_kernel(
     tap = window - column0 + pad_w - j
     copy = (-tap) & (V - 1)
     t_start = (tap + copy) // V * V  # exact: tap + copy is a multiple of V
-    t_bank = bank + c * (KH * (V * L) + V)
+    t_bank = bank + c * KH * (V * L)
 
     acc = tl.zeros((R * WT, BM) if SWAP else (BM, R * WT), dtype=tl.float32)
     first = tl.maximum(pad_h - last_group * R, 0)
