@@ -1,11 +1,11 @@
 """Benchmarks: what is measured (cases), against what (providers), how (gate, timing), and how it is written (report).
 
-    lk-triton bench conv --out conv.csv           the depthwise layers; also python -m lk_triton.bench.conv
-    lk-triton bench network --out network.csv     the whole network
-    lk-triton bench plot conv.csv --out conv.png  a roofline of what was measured
-    lk-triton bench model-error conv.csv          the cost model against what was measured
-    lk-triton bench goals                         docs/tuning.md's tables of estimates, from the cost model
-    lk-triton bench report *.csv --out page.html  all of it as one HTML page
-    lk-triton bench readme                        README's table, from results/
-    bench/gpu_check.sh OUT                        all of it and the GPU tests, within a short visit to a GPU
+lk-triton bench conv --out conv.csv           the depthwise layers; also python -m lk_triton.bench.conv
+lk-triton bench network --out network.csv     the whole network
+lk-triton bench plot conv.csv --out conv.png  a roofline of what was measured
+lk-triton bench model-error conv.csv          the cost model against what was measured
+lk-triton bench goals                         docs/tuning.md's tables of estimates, from the cost model
+lk-triton bench report *.csv --out page.html  all of it as one HTML page
+lk-triton bench readme                        README's table, from results/
+bench/gpu_check.sh OUT                        all of it and the GPU tests, within a short visit to a GPU
 """

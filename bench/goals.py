@@ -137,9 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``run``."""
     parser.description = __doc__
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where it is out of date")
-    parser.add_argument(
-        "--page", type=Path, default=ROOT / "docs" / "tuning.md", metavar="FILE", help="default: %(default)s"
-    )
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tuning.md", metavar="FILE", help="default: %(default)s")
 
 
 def run(options: argparse.Namespace) -> int:

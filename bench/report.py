@@ -17,15 +17,20 @@ import lk_triton
 from lk_triton.device import interpreted
 from lk_triton.tuning.timing import Timing
 
+from .usage import UsageError
+
 FIELDS = (
     "kernel_name", "provider", "n", "c", "h", "w", "kh", "kw", "dtype", "layout",
     "p20_us", "p50_us", "p80_us", "min_us", "spread", "gb_per_s", "nominal_tflops", "useful_tflops", "images_per_s",
+    "latency_p50_us", "latency_p99_us", "calls", "activation_mb", "weight_mb", "depthwise_share", "pointwise_share", "kernels",
     "floor_us", "floor_limiter", "floor_ratio", "peer", "speedup", "error", "torch_error", "gate", "note",
     "device", "sms", "torch_version", "triton_version", "lk_triton_version", "commit", "config", "problem", "timestamp",
 )  # fmt: skip
 """Columns. GB/s: of the bytes that must move. Nominal FLOP: every tap; useful: those that meet a pixel. ``floor_ratio``: time
 over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton. ``gate``: ok, failed, or empty (did not run).
-``sms``: the GPU's number of them. ``problem``: all its fields as JSON."""
+``sms``: the GPU's number of them. ``problem``: all its fields as JSON. Of networks: latency of single calls, each waited for,
+of how many; peak memory of a forward beside its weights, and those with their banks, in 10^6 bytes; shares of the kernels'
+time, and how many kernels."""
 
 NOTE_WIDTH = 60
 """Characters, in a table."""
@@ -87,8 +92,16 @@ def short(value: float) -> float:
 
 
 def append(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Append rows; writes the header into a new file. The file is complete after every call."""
+    """Append rows; writes the header into a new file. The file is complete after every call.
+
+    Raises:
+        UsageError: the file has other columns: another version wrote it.
+    """
     new = not file.exists() or file.stat().st_size == 0
+    if not new:
+        with file.open(newline="") as stream:
+            if tuple(next(csv.reader(stream))) != FIELDS:
+                raise UsageError(f"{file} has other columns than this version writes: name another file")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", newline="") as stream:
         writer: csv.DictWriter[str] = csv.DictWriter(stream, FIELDS)

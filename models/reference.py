@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .replknet import RepLKNet
 
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -25,6 +26,17 @@ def published_form(model: RepLKNet) -> RepLKNet:
     """
     if model.form != "training":
         raise ValueError(f"the published form needs a model in the training form, this one is in the {model.form} form")
+    return torch_form(model)
+
+
+def torch_form(model: RepLKNet) -> RepLKNet:
+    """``model``, in the training or the merged form, computed by nn.Conv2d: a copy that shares its parameters and buffers.
+
+    Raises:
+        ValueError: ``model`` is in the fused form, whose layers are not convolutions alone.
+    """
+    if model.form == "fused":
+        raise ValueError("the fused form has no counterpart of nn.Conv2d alone: take the training or the merged form")
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     published = copy.deepcopy(model, shared)
     published.cpu_memory_format = torch.contiguous_format
@@ -35,14 +47,16 @@ def published_form(model: RepLKNet) -> RepLKNet:
     return published
 
 
-def _plain(conv: nn.Conv2d) -> nn.Conv2d:
+def _plain(conv: nn.Conv2d) -> nn.Module:
     size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     kernel, stride, padding, dilation = cast("list[tuple[int, int]]", size)
     plain = nn.Conv2d(
-        conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, bias=False, device="meta"
-    )
+        conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups,
+        bias=conv.bias is not None, device="meta",
+    )  # fmt: skip
     plain.weight, plain.bias = conv.weight, conv.bias
-    return plain.train(conv.training)
+    activation = getattr(conv, "activation", None)  # the merged large kernel has one
+    return (plain if activation is None else nn.Sequential(plain, ACTIVATIONS[activation]())).train(conv.training)
 
 
 @torch.no_grad()
@@ -73,4 +87,4 @@ def randomize_(model: Module, seed: int = 0) -> Module:
     return model
 
 
-__all__ = ["published_form", "randomize_"]
+__all__ = ["published_form", "randomize_", "torch_form"]

@@ -84,10 +84,7 @@ class Dot(NamedTuple):
         if self.kind != "tcgen05":
             return 0
         blocks = -(-self.m // 128)
-        if self.split:
-            columns = blocks * (3 * self.n + self.k)
-        else:
-            columns = max(self.m, 128) * self.n // 128
+        columns = blocks * (3 * self.n + self.k) if self.split else max(self.m, 128) * self.n // 128
         return max(32, 1 << (columns - 1).bit_length())
 
     @property

@@ -112,6 +112,28 @@ class GraphTimer:
         return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
 
+class EventTimer:
+    """``calls`` calls between two events of the current stream, without a graph: the host's share counts."""
+
+    def __init__(self, call: Call, device: torch.device) -> None:
+        self.call, self.device = call, device
+        for _ in range(WARM_UP):
+            call(0)
+        self.calls = 1
+        self.calls = calls_for(self.round(), 1, "cuda")
+
+    def round(self) -> float:
+        """Seconds of one call."""
+        with torch.cuda.device(self.device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(self.calls):
+                self.call(0)
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1e3 / self.calls
+
+
 def timer(call: Call, buffers: int, device: torch.device) -> Timer:
     """The timer for ``device``; warms up (and thereby compiles) ``call``."""
     return GraphTimer(call, buffers, device) if device.type == "cuda" else CpuTimer(call, buffers)
