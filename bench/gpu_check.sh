@@ -7,7 +7,8 @@
 # Writes at most 8 files into OUT as results come: device.txt, summary.txt, tests.log, bench.log (all other steps),
 # conv.csv, network.csv, and tuned.json: what tuning saved, which the steps after it use.
 # A step that fails or hangs does not stop the next. The exit status is the sum of the steps that failed:
-# 1 GPU tests, 2 layers at batch 64, 4 layers at batch 1, 8 tuning, 16 network, 32 grid (either step); 64 for a wrong call.
+# 1 GPU tests, 2 layers at batch 64, 4 layers at batch 1, 8 tuning, 16 network (either step), 32 grid (either step); 64 for a
+# wrong call.
 # The two steps of the grid take the time that is left, so running out of it there is no failure.
 set -uo pipefail
 
@@ -28,6 +29,7 @@ python=${PYTHON:-python3}
 total=500 # seconds for all steps
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 parallel=() small=() dry=()
+eager=(published merged merged_channels_last lk_triton lk_triton_graph)
 n64=('31b-224-*-n64') n1=('31b-224-*-n1' 'wide-stage1-*')
 # with torch.compile, which takes seconds a case; then everything without it, those that had it last
 compiled=('table1-*-k31-*' 'table1-*-k7-*' 'convnext-*' 'table1-*-k13-*' 'table1-*-k3-*')
@@ -41,6 +43,7 @@ if [[ $mode == cpu ]]; then
     small=(--tiny --device cpu --rounds 5) dry=(--dry-run)
     n64=('31b-224-stage[14]-n64') n1=('31b-224-stage4-n1' 'wide-stage1-*')
     compiled=('table1-r16-k7-*') grid=('table1-r16-k3-*' 'slak-51x5-*')
+    eager=(published lk_triton)
 else
     unset TRITON_INTERPRET
     "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8) # the tests mostly wait for compilers
@@ -80,13 +83,15 @@ step() {
 }
 
 conv=("$python" -m lk_triton.bench.conv --out "$out/conv.csv" "${small[@]}")
-step 1 tests 140 tests.log "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
-step 2 layers_n64 90 bench.log "${conv[@]}" --cases "${n64[@]}"
-step 4 layers_n1 70 bench.log "${conv[@]}" --cases "${n1[@]}"
-step 8 tune 80 bench.log "$python" -m lk_triton.cli tune --model replknet_31b --batch 64 1 --size 224 --dtype fp16 --json "${dry[@]}"
+step 1 tests 120 tests.log "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
+step 2 layers_n64 60 bench.log "${conv[@]}" --cases "${n64[@]}"
+step 4 layers_n1 40 bench.log "${conv[@]}" --cases "${n1[@]}"
+step 8 tune 100 bench.log "$python" -m lk_triton.cli tune --model replknet_31b --batch 64 1 --size 224 --dtype fp16 --json "${dry[@]}"
 find "$LK_TRITON_CACHE_DIR" -name '*.json' -exec cp {} "$out/tuned.json" \; -quit
-step 16 network 80 bench.log "$python" -m lk_triton.bench.network --out "$out/network.csv" "${small[@]}"
-step 32 grid_compiled 100 bench.log "${conv[@]}" --cases "${compiled[@]}" --providers "${few[@]}" torch_compile --rounds 7
+network=("$python" -m lk_triton.bench.network --out "$out/network.csv" "${small[@]}")
+step 16 network 60 bench.log "${network[@]}" --forms "${eager[@]}" --peers
+step 16 network_compiled 80 bench.log "${network[@]}" --batch 64 --forms '*_compile'
+step 32 grid_compiled 40 bench.log "${conv[@]}" --cases "${compiled[@]}" --providers "${few[@]}" torch_compile --rounds 7
 step 32 grid "$total" bench.log "${conv[@]}" --cases "${grid[@]}" --providers "${few[@]}" --rounds 7
 
 echo "total: $SECONDS s, exit status $failed" | tee -a "$out/summary.txt"
