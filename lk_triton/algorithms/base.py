@@ -92,11 +92,11 @@ class KernelLaunch:
     num_warps: int
     num_stages: int
 
-    def run(self, device: torch.device) -> None:
-        """Launch on ``device`` and its current stream (or in the interpreter)."""
+    def run(self, device: torch.device) -> Any:
+        """Launch on ``device`` and its current stream (or in the interpreter); returns Triton's compiled kernel (or None)."""
         guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with guard:
-            self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
+            return self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
 class TritonAlgorithm:
@@ -142,8 +142,26 @@ class TritonAlgorithm:
         out = layout.empty(problem.out_shape, planar(problem.out_layout), x)
         x = layout.with_dense_planes(x)
         residual = None if residual is None else layout.with_dense_planes(residual)
-        self.kernel_launch(problem, config, x, bank, bias, residual, out).run(x.device)
+        self.submit(problem, config, x, bank, bias, residual, out)
         return layout.conform(out, problem.out_layout)
+
+    def submit(
+        self,
+        problem: Any,
+        config: Any,
+        x: Tensor,
+        bank: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Run ``kernel_launch``, which is built once for all tensors of the same strides and alignment."""
+        from .relaunch import launch_again
+
+        def first() -> KernelLaunch:
+            return self.kernel_launch(problem, config, x, bank, bias, residual, out)
+
+        launch_again(self.name, problem, config, (x, bank, bias, residual, out), first, x.device)
 
 
 def refused(algorithm: Any, problem: Problem, device: Device) -> str | None:

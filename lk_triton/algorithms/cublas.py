@@ -102,7 +102,7 @@ class CublasAlgorithm(DenseAlgorithm):
         order = planar(problem.out_layout)
         out = y if y.stride() == layout.strides(problem.out_shape, order) else layout.empty(problem.out_shape, order, x)
         if has_epilogue(problem) or out is not y:
-            self.kernel_launch(problem, config, y, bank, bias, residual, out).run(x.device)
+            self.submit(problem, config, y, bank, bias, residual, out)
         return layout.conform(out, problem.out_layout)
 
 

@@ -130,7 +130,7 @@ class DirectAlgorithm(TritonAlgorithm):
         out = layout.empty(problem.out_shape, "channels_last", x)
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
-        self.kernel_launch(problem, config, x, bank, bias, residual, out).run(x.device)
+        self.submit(problem, config, x, bank, bias, residual, out)
         return out
 
     def kernel_launch(
