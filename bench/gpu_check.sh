@@ -83,15 +83,15 @@ step() {
 }
 
 conv=("$python" -m lk_triton.bench.conv --out "$out/conv.csv" "${small[@]}")
-step 1 tests 120 tests.log "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
-step 2 layers_n64 60 bench.log "${conv[@]}" --cases "${n64[@]}"
-step 4 layers_n1 40 bench.log "${conv[@]}" --cases "${n1[@]}"
-step 8 tune 100 bench.log "$python" -m lk_triton.cli tune --model replknet_31b --batch 64 1 --size 224 --dtype fp16 --json "${dry[@]}"
-find "$LK_TRITON_CACHE_DIR" -name '*.json' -exec cp {} "$out/tuned.json" \; -quit
 network=("$python" -m lk_triton.bench.network --out "$out/network.csv" "${small[@]}")
+step 1 tests 110 tests.log "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
+step 8 tune 140 bench.log "$python" -m lk_triton.cli tune --model replknet_31b --batch 64 1 --size 224 --dtype fp16 --json "${dry[@]}"
+find "$LK_TRITON_CACHE_DIR" -name '*.json' -exec cp {} "$out/tuned.json" \; -quit
 step 16 network 60 bench.log "${network[@]}" --forms "${eager[@]}" --peers
-step 16 network_compiled 80 bench.log "${network[@]}" --batch 64 --forms '*_compile'
-step 32 grid_compiled 40 bench.log "${conv[@]}" --cases "${compiled[@]}" --providers "${few[@]}" torch_compile --rounds 7
+step 2 layers_n64 50 bench.log "${conv[@]}" --cases "${n64[@]}"
+step 4 layers_n1 30 bench.log "${conv[@]}" --cases "${n1[@]}"
+step 16 network_compiled 60 bench.log "${network[@]}" --batch 64 --forms '*_compile'
+step 32 grid_compiled 20 bench.log "${conv[@]}" --cases "${compiled[@]}" --providers "${few[@]}" torch_compile --rounds 7
 step 32 grid "$total" bench.log "${conv[@]}" --cases "${grid[@]}" --providers "${few[@]}" --rounds 7
 
 echo "total: $SECONDS s, exit status $failed" | tee -a "$out/summary.txt"

@@ -45,6 +45,10 @@ BANK_LIMIT = 4 * 2**20
 TILES = ((16, False), (32, False), (64, False), (128, False), (256, False), (16, True), (32, True))
 """(tiles, swap): the M of a program, and whether tiles are the GEMM's N instead."""
 
+OVERLAP = 0.57
+"""Share of its slowest resource that an SM reaches, because loads and products wait for each other at every step: the median
+of 830 configs of 14 problems on an H100 (docs/tuning.md). Assumed for other GPUs."""
+
 MAX_STEP_K = 128
 """Longest step of several rows."""
 
@@ -121,10 +125,10 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return roofline(
             problem,
             device,
-            mma=2 * counted.macs / rate(dot, config.precision, device) * fullest,
-            smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest,
-            l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest,
-            issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
+            mma=2 * counted.macs / rate(dot, config.precision, device) * fullest / OVERLAP,
+            smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest / OVERLAP,
+            l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest / OVERLAP,
+            issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest / OVERLAP,
             latency=rounds * counted.steps / counted.programs * device.l2_latency_ns * 1e-9 / overlap,
             dram=(outside + bank_bytes(problem, config.vector)) / (device.dram_gbps * 1e9),
         )

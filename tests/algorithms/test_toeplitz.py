@@ -85,7 +85,7 @@ def test_counted_work_is_what_the_kernel_does(recorded):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("h100", {"mma", "smem", "issue", "dram"}), ("b200", {"smem", "l2", "issue"}), ("mi300x", {"mma", "issue", "dram"})],
+    [("h100", {"mma", "smem", "issue", "l2"}), ("b200", {"smem", "l2", "issue"}), ("mi300x", {"mma", "issue", "l2"})],
 )
 def test_an_estimate_moves_only_with_its_limiter(name, expected, monkeypatch):
     """Halving one device fact slows exactly the configs that it limits, or that it limits once halved. The launch, which is

@@ -99,7 +99,7 @@ def test_channels_last_is_compared_with_its_conversions(tmp_path: Path, capsys: 
     layouts = {"lk_triton_auto": "nchw", "lk_triton_auto_channels_last": "channels_last"}
     rows = [row(name, "toeplitz", 1.0, provider, layout=layout) for provider, layout in layouts.items()]
     dense, last = read_json(capsys, measured(tmp_path, *rows))["cases"]
-    assert last["estimate_us"] > 1.5 * dense["estimate_us"]
+    assert last["estimate_us"] > 1.2 * dense["estimate_us"]
 
 
 def test_what_cannot_be_compared_is_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
