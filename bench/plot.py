@@ -1,4 +1,6 @@
-"""A roofline of what a CSV of ``bench conv`` holds: useful FLOP per compulsory byte against useful TFLOP/s."""
+"""A roofline of what a CSV of ``bench conv`` holds: useful FLOP per compulsory byte against useful TFLOP/s.
+
+What ``bench network`` wrote is drawn by ``network_plot.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from lk_triton import device as devices
 from lk_triton.device import Device
 from lk_triton.problem import ConvProblem
 
-from . import report, usage
+from . import network_plot, report, usage
 from .floor import compulsory_bytes, mma_tflops, useful_macs
 from .providers import OURS, PROVIDERS
 
@@ -160,7 +162,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``run``."""
     parser.description = __doc__
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="what bench conv wrote")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="what bench conv or bench network wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture; .svg and .pdf work too")
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="shell patterns; default: all")
     parser.add_argument("--device", default="*", metavar="PATTERN", help="of its name; needed where there are several")
@@ -178,6 +180,9 @@ def run(options: argparse.Namespace) -> int:
         if fnmatchcase(row["device"], options.device) and options.dtype in (None, row["dtype"])
         and any(fnmatchcase(row["kernel_name"], pattern) for pattern in options.cases)
     ]  # fmt: skip
-    roofline(rows).savefig(options.out)
+    networks = [row for row in rows if network_plot.is_network(row)]
+    if networks and len(networks) < sum(row["p50_us"] != "" for row in rows):
+        raise usage.UsageError("rows of layers and of networks: choose some with --cases")
+    (network_plot.scatter(networks) if networks else roofline(rows)).savefig(options.out)
     print(options.out)
     return 0
