@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 import lk_triton
 from lk_triton.bank import Banked
-from lk_triton.models import RepLKNet, published_form
+from lk_triton.models import RepLKNet
 from lk_triton.models.reference import torch_form
+
+from .providers import Unavailable
 
 Call = Callable[[Tensor], Any]
 Shape = tuple[int, int, int, int]
@@ -27,74 +29,83 @@ class Form(NamedTuple):
     Attributes:
         call: images (N, 3, H, W) -> class scores.
         memory_format: of the images.
-        weight_bytes: parameters, buffers and packed weights.
+        module: whose parameters, buffers and packed weights ``call`` reads.
+        config: what runs, in words.
     """
 
     call: Call
     memory_format: torch.memory_format
-    weight_bytes: int
+    module: nn.Module
+    config: str = "eager"
+
+    @property
+    def bank_bytes(self) -> int:
+        """Packed weights of prepared layers."""
+        return sum(module.bank_bytes for module in self.module.modules() if isinstance(module, Banked))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Parameters, buffers and packed weights."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return sum(tensor.nbytes for tensor in tensors) + self.bank_bytes
 
 
 Build = Callable[[RepLKNet, torch.dtype, Shape], Form]
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Parameters, buffers, and the banks of prepared layers, in bytes."""
-    plain = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return plain + sum(module.bank_bytes for module in model.modules() if isinstance(module, Banked))
-
-
-def compiled(model: nn.Module, mode: str = MODE) -> Call:
+def compiled(form: Form, mode: str = MODE) -> Form:
     """``torch.compile``; outputs are cloned, since the mode's own graphs overwrite them in the next call."""
+    from torch._inductor import select_algorithm
+
+    select_algorithm.PRINT_AUTOTUNE = False  # a table for every product
     torch._dynamo.reset()
-    optimized = torch.compile(model, mode=mode, fullgraph=True, dynamic=False)
-    return lambda x: optimized(x).clone()
+    optimized = torch.compile(form.module, mode=mode, fullgraph=True, dynamic=False)
+    return form._replace(call=lambda x: optimized(x).clone(), config=f"torch.compile, {mode}")
 
 
-def _by_torch(merged: bool, channels_last: bool = False, compile_it: bool = False) -> Build:
+def _by_torch(form: str, channels_last: bool = False, compile_it: bool = False) -> Build:
     order = torch.channels_last if channels_last else torch.contiguous_format
 
     def build(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
-        model = deepcopy(model)
-        form = torch_form(model.structural_reparam()) if merged else published_form(model)
-        form = form.to(dtype).to(memory_format=order)
-        form.cpu_memory_format = order
-        return Form(compiled(form) if compile_it else form, order, weight_bytes(form))
+        module = torch_form(deepcopy(model).convert(form)).to(dtype).to(memory_format=order)
+        module.cpu_memory_format = order
+        made = Form(module, order, module)
+        return compiled(made) if compile_it else made
 
     return build
 
 
-def _fused(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> RepLKNet:
-    return deepcopy(model).reparameterize().to(dtype).prepare(shape)
-
-
 def _eager(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
-    fused = _fused(model, dtype, shape)
-    return Form(fused, torch.contiguous_format, weight_bytes(fused))
+    fused = deepcopy(model).convert("fused").to(dtype).prepare(shape)
+    return Form(fused, torch.contiguous_format, fused)
 
 
 def _graph(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
-    fused = _fused(model, dtype, shape)
-    return Form(lk_triton.graph(fused, shape), torch.contiguous_format, weight_bytes(fused))
+    fused = deepcopy(model).convert("fused").to(dtype)
+    return Form(lk_triton.graph(fused, shape), torch.contiguous_format, fused, "lk_triton.graph")
 
 
 def _reduce_overhead(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
-    fused = _fused(model, dtype, shape)
-    return Form(compiled(fused, "reduce-overhead"), torch.contiguous_format, weight_bytes(fused))
+    return compiled(_eager(model, dtype, shape), "reduce-overhead")
 
 
 FORMS: dict[str, Build] = {
-    "published": _by_torch(merged=False),
-    "merged": _by_torch(merged=True),
-    "merged_channels_last": _by_torch(merged=True, channels_last=True),
+    "published": _by_torch("training"),
+    "merged": _by_torch("merged"),
+    "merged_channels_last": _by_torch("merged", channels_last=True),
+    "folded": _by_torch("fused"),
+    "folded_channels_last": _by_torch("fused", channels_last=True),
     "lk_triton": _eager,
     "lk_triton_graph": _graph,
     "lk_triton_compile": _reduce_overhead,
-    "merged_compile": _by_torch(merged=True, compile_it=True),
-    "merged_channels_last_compile": _by_torch(merged=True, channels_last=True, compile_it=True),
+    "folded_channels_last_compile": _by_torch("fused", channels_last=True, compile_it=True),
+    "folded_compile": _by_torch("fused", compile_it=True),
+    "merged_channels_last_compile": _by_torch("merged", channels_last=True, compile_it=True),
+    "merged_compile": _by_torch("merged", compile_it=True),
 }
-"""The authors' default; the large and small kernels merged, by torch in either layout; the fused network as it is, as a CUDA
-graph, and under ``torch.compile(mode="reduce-overhead")``; torch's again, compiled. What compiles comes last."""
+"""The authors' default; the large and small kernels merged, by torch in either layout; all BatchNorms folded too; the fused
+network as it is, as a CUDA graph, and under ``torch.compile(mode="reduce-overhead")``; torch's again, compiled. What compiles
+comes last."""
 
 GPU_ONLY = ("lk_triton_graph", "lk_triton_compile")
 """Forms of CUDA graphs."""
@@ -107,9 +118,13 @@ PEERS = {
 
 
 def peer_forms(name: str, size: int) -> Iterator[tuple[str, Callable[[torch.device, torch.dtype], Form]]]:
-    """A timm network with random weights: eager, and compiled; ConvNeXt, as its authors ran it, in channels_last too."""
+    """A timm network with random weights: eager, and compiled; ConvNeXt, as its authors ran it, in channels_last too.
+
+    Nothing is downloaded. ``build`` raises Unavailable where timm is missing.
+    """
     for provider, channels_last, compile_it in (
-        ("timm", False, False), ("timm_compile", False, True), ("timm_channels_last_compile", True, True),
+        ("timm", False, False), ("timm_channels_last", True, False),
+        ("timm_channels_last_compile", True, True), ("timm_compile", False, True),
     ):  # fmt: skip
         if channels_last and "convnext" not in name:
             continue
@@ -117,11 +132,17 @@ def peer_forms(name: str, size: int) -> Iterator[tuple[str, Callable[[torch.devi
         def build(
             device: torch.device, dtype: torch.dtype, channels_last: bool = channels_last, compile_it: bool = compile_it
         ) -> Form:
-            import timm
-
+            try:
+                import timm
+            except ImportError:
+                raise Unavailable("timm is not installed: pip install 'lk-triton[timm]'") from None
             order = torch.channels_last if channels_last else torch.contiguous_format
             options: dict[str, Any] = {"img_size": size} if name.startswith("swin") else {}
-            model = timm.create_model(name, **options).eval().to(device, dtype).to(memory_format=order)
-            return Form(compiled(model) if compile_it else model, order, weight_bytes(model))
+            with torch.device(device):
+                module = timm.create_model(name, **options)
+            module = module.eval().to(device, dtype).to(memory_format=order)
+            made = Form(module, order, module)
+            made = compiled(made) if compile_it else made
+            return made._replace(config=f"{made.config}, timm {timm.__version__}")
 
         yield provider, build

@@ -17,7 +17,8 @@ LAYERS = {
 }  # fmt: skip
 NETWORKS = {
     "kernel_name": "network", "provider": "form", "n": "batch", "p50_us": "us", "spread": "spread", "images_per_s": "images/s",
-    "speedup": "speed-up",
+    "speedup": "speed-up", "latency_p99_us": "latency p99, us", "activation_mb": "activations, MB",
+    "depthwise_share": "depthwise share",
 }  # fmt: skip
 """Columns of the CSV, and what the page calls them."""
 
@@ -46,7 +47,7 @@ def page(rows: Sequence[Row]) -> Report:
                 "peer; below 1 it is a loss.", [Picture(stream.getvalue(), caption)], _table(layers, LAYERS), wide=True,
             ))  # fmt: skip
         if networks:
-            text = "Speed-up: over the published form."
+            text = "Speed-up: over the published form. Shares: of the kernels' time."
             sections.append(Section(f"Networks on {device}, {dtype}", text, table=_table(networks, NETWORKS)))
     notes = [f"{row['kernel_name']}, {row['provider']}: {row['note']}" for row in _latest(rows) if row["gate"] == "failed"]
     facts = {key: ", ".join(sorted({row[key] for row in measured if row[key]})) for key in

@@ -22,15 +22,19 @@ from .usage import UsageError
 FIELDS = (
     "kernel_name", "provider", "n", "c", "h", "w", "kh", "kw", "dtype", "layout",
     "p20_us", "p50_us", "p80_us", "min_us", "spread", "gb_per_s", "nominal_tflops", "useful_tflops", "images_per_s",
-    "latency_p50_us", "latency_p99_us", "calls", "activation_mb", "weight_mb", "depthwise_share", "pointwise_share", "kernels",
+    "latency_p50_us", "latency_p99_us", "calls", "activation_mb", "weight_mb", "bank_mb",
+    "depthwise_share", "pointwise_share", "rest_share", "kernels", "estimate_us",
     "floor_us", "floor_limiter", "floor_ratio", "peer", "speedup", "error", "torch_error", "gate", "note",
     "device", "sms", "torch_version", "triton_version", "lk_triton_version", "commit", "config", "problem", "timestamp",
 )  # fmt: skip
 """Columns. GB/s: of the bytes that must move. Nominal FLOP: every tap; useful: those that meet a pixel. ``floor_ratio``: time
-over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton. ``gate``: ok, failed, or empty (did not run).
-``sms``: the GPU's number of them. ``problem``: all its fields as JSON. Of networks: latency of single calls, each waited for,
-of how many; peak memory of a forward beside its weights, and those with their banks, in 10^6 bytes; shares of the kernels'
-time, and how many kernels."""
+over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton; of networks over the published form. ``gate``: ok,
+failed, peer (other weights, nothing to compare with), or empty (did not run). ``sms``: the GPU's number of them. ``problem``:
+all its fields as JSON.
+
+Of networks: latency of single calls, each waited for, of how many; in 10^6 bytes, peak memory of a forward beside its weights,
+these with their banks, and the banks alone; shares of the kernels' time, and how many kernels; the cost model's sum over the
+layers."""
 
 NOTE_WIDTH = 60
 """Characters, in a table."""
@@ -100,8 +104,10 @@ def append(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     new = not file.exists() or file.stat().st_size == 0
     if not new:
         with file.open(newline="") as stream:
-            if tuple(next(csv.reader(stream))) != FIELDS:
-                raise UsageError(f"{file} has other columns than this version writes: name another file")
+            header = next(csv.reader(stream))
+        if tuple(header) != FIELDS:
+            differing = ", ".join(sorted(set(header) ^ set(FIELDS))) or "only their order"
+            raise UsageError(f"{file} has other columns than this version writes ({differing}): name another file")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", newline="") as stream:
         writer: csv.DictWriter[str] = csv.DictWriter(stream, FIELDS)
@@ -111,11 +117,11 @@ def append(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def read(files: Iterable[Path]) -> list[dict[str, str]]:
-    """All rows of some files, in order."""
+    """All rows of some files, in order; columns that an older file does not have are empty."""
     rows: list[dict[str, str]] = []
     for file in files:
         with file.open(newline="") as stream:
-            rows += csv.DictReader(stream)
+            rows += (dict.fromkeys(FIELDS, "") | row for row in csv.DictReader(stream))
     return rows
 
 

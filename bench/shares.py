@@ -1,45 +1,115 @@
-"""Where the time of a forward goes: the GPU's kernels by kind, as torch's profiler sees them."""
+"""Where a network's time goes, depthwise, pointwise or the rest, and how many kernels it launches: torch's profiler."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-DEPTHWISE = re.compile(r"toeplitz|direct_kernel|direct_channels_last|depthwise|dwconv|grouped|c1_k1", re.IGNORECASE)
-POINTWISE = re.compile(r"pointwise|convffn|gemm|cutlass|nvjet|xmma|cublas|fprop|triton_tem|_mm", re.IGNORECASE)
-"""By the names of kernels: lk_triton's, cuDNN's and torch's depthwise convolutions; products of matrices, among them cuDNN's
-implicit ones (a dense stem too)."""
+KINDS = ("depthwise", "pointwise", "rest")
+
+DEPTHWISE = re.compile(r"toeplitz|direct_kernel|direct_channels_last|depthwise")
+POINTWISE = re.compile(r"pointwise_kernel|convffn_kernel|epilogue_kernel|gemm|nvjet|cublas|cutlass|xmma")
+"""Names of the kernels that lk_triton runs: its own, and cuBLAS's, whose products ``epilogue_kernel`` closes."""
+
+CONVOLUTIONS = re.compile(
+    r"aten::(conv2d|\w*convolution\w*|_conv_depthwise2d|\w*conv2d\w*)|lk_triton::(depthwise|dense)_conv2d"
+)
+PRODUCTS = re.compile(r"aten::(mm|addmm|linear|_addmm_activation)|mkldnn::_linear_pointwise")
+
+UNKNOWN = 0.02
+"""Of the time: with more of it in kernels that no operation claims, there are no shares."""
 
 
-class Shares(NamedTuple):
-    """Shares of the kernels' time, and how many kernels one forward launches."""
+@dataclass(frozen=True)
+class Shares:
+    """Fractions of the time by kind, None where they cannot be told, and the number of kernels, None on a CPU."""
 
-    depthwise: float
-    pointwise: float
-    kernels: int
+    of_time: dict[str, float] | None
+    kernels: int | None
+
+
+def shares(call: Callable[[], object], device: torch.device, by_name: bool = False) -> Shares:
+    """Profile one call, which must be warm.
+
+    A kernel belongs to the operation that launched it, of which a convolution's weight says what it is. With ``by_name``
+    (a call of lk_triton, perhaps as a CUDA graph) its own name does.
+    """
+    on_gpu = device.type == "cuda"
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])], record_shapes=True, acc_events=True
+    ) as found:
+        call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    events = list(found.events() or [])
+    if not on_gpu:
+        pieces = [(kind_or_rest(e), e.self_cpu_time_total) for e in events]
+        return Shares(_fractions(pieces), None)
+    on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in on_device if is_kernel(e.name) and not getattr(e, "is_user_annotation", False)]
+    if by_name:
+        pieces = [(kind(e.name), e.time_range.elapsed_us()) for e in kernels]
+    else:
+        pieces = list(_by_operation(events))
+        missing = sum(e.time_range.elapsed_us() for e in kernels) - sum(us for _, us in pieces)
+        pieces.append(("unknown", max(missing, 0.0)))
+    return Shares(_fractions(pieces), len(kernels))
+
+
+def _by_operation(events: list[Any]) -> Iterator[tuple[str, float]]:
+    for event in events:
+        for kernel in event.kernels:
+            if is_kernel(kernel.name):
+                yield kind_or_rest(event), kernel.duration
+
+
+def _fractions(pieces: list[tuple[str, float]]) -> dict[str, float] | None:
+    total: Counter[str] = Counter()
+    for kind, us in pieces:
+        total[kind] += us  # pyright: ignore[reportArgumentType]
+    everything = sum(total.values())
+    if everything <= 0 or total["unknown"] > UNKNOWN * everything:
+        return None
+    known = everything - total["unknown"]
+    return {kind: total[kind] / known for kind in KINDS}
+
+
+def is_kernel(name: str) -> bool:
+    """Whether a device event is a kernel: not a copy, a fill or a range that somebody marked."""
+    return not name.startswith(("Memcpy", "Memset", "ProfilerStep", "##", "Torch-Compiled"))
 
 
 def kind(name: str) -> str:
-    """``depthwise``, ``pointwise`` or ``rest``: what a kernel of this name computes."""
+    """What a kernel of this name, run by lk_triton, computes."""
     if DEPTHWISE.search(name):
         return "depthwise"
     return "pointwise" if POINTWISE.search(name) else "rest"
 
 
-def shares(call: Callable[[], object], device: torch.device) -> Shares:
-    """Profile one warm call on a CUDA or ROCm ``device``."""
-    torch.cuda.synchronize(device)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]) as run:
-        call()
-        torch.cuda.synchronize(device)
-    seconds = {"depthwise": 0.0, "pointwise": 0.0, "rest": 0.0}
-    kernels = 0
-    for event in run.events() or ():
-        if str(event.device_type).endswith("CUDA") and not event.name.startswith(("Memcpy", "Memset")):
-            seconds[kind(event.name)] += event.time_range.elapsed_us()
-            kernels += 1
-    total = sum(seconds.values()) or 1.0
-    return Shares(seconds["depthwise"] / total, seconds["pointwise"] / total, kernels)
+def kind_or_rest(event: Any) -> str:
+    """The kind of an operation; unknown where the event is none, as code that torch.compile wrote."""
+    return kind_of_operation(event) or ("rest" if "::" in event.name else "unknown")
+
+
+def kind_of_operation(event: Any) -> str | None:
+    """The kind of the innermost convolution or product that an operation is part of; None where it is part of none.
+
+    Depthwise is what has a weight (C, 1, KH, KW), pointwise a product with a weight or a convolution with (Cout, Cin, 1, 1),
+    rest any other convolution.
+    """
+    while event is not None:
+        if PRODUCTS.fullmatch(event.name):
+            return "pointwise"
+        weight = event.input_shapes[1] if CONVOLUTIONS.fullmatch(event.name) and len(event.input_shapes) > 1 else []
+        if len(weight) == 4:
+            if weight[1] == 1:
+                return "depthwise"
+            return "pointwise" if list(weight[2:]) == [1, 1] else "rest"
+        event = event.cpu_parent
+    return None

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lk_triton.nn import ConvUnit
+
 from .replknet import RepLKNet
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -30,24 +32,24 @@ def published_form(model: RepLKNet) -> RepLKNet:
 
 
 def torch_form(model: RepLKNet) -> RepLKNet:
-    """``model``, in the training or the merged form, computed by nn.Conv2d: a copy that shares its parameters and buffers.
+    """``model``, in any form, computed by nn.Conv2d and torch's elementwise operations.
 
-    Raises:
-        ValueError: ``model`` is in the fused form, whose layers are not convolutions alone.
+    A copy that shares its parameters and buffers.
     """
-    if model.form == "fused":
-        raise ValueError("the fused form has no counterpart of nn.Conv2d alone: take the training or the merged form")
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    published = copy.deepcopy(model, shared)
-    published.cpu_memory_format = torch.contiguous_format
-    for parent in list(published.modules()):
+    by_torch = copy.deepcopy(model, shared)
+    by_torch.cpu_memory_format = torch.contiguous_format
+    for parent in list(by_torch.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d):
-                setattr(parent, name, _plain(child))
-    return published
+                # a ConvUnit applies the activation itself, the merged large kernel's parent does not
+                activation = None if isinstance(parent, ConvUnit) else getattr(child, "activation", None)
+                plain = _plain(child)
+                setattr(parent, name, plain if activation is None else nn.Sequential(plain, ACTIVATIONS[activation]()))
+    return by_torch.train(model.training)
 
 
-def _plain(conv: nn.Conv2d) -> nn.Module:
+def _plain(conv: nn.Conv2d) -> nn.Conv2d:
     size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     kernel, stride, padding, dilation = cast("list[tuple[int, int]]", size)
     plain = nn.Conv2d(
@@ -55,8 +57,7 @@ def _plain(conv: nn.Conv2d) -> nn.Module:
         bias=conv.bias is not None, device="meta",
     )  # fmt: skip
     plain.weight, plain.bias = conv.weight, conv.bias
-    activation = getattr(conv, "activation", None)  # the merged large kernel has one
-    return (plain if activation is None else nn.Sequential(plain, ACTIVATIONS[activation]())).train(conv.training)
+    return plain.train(conv.training)
 
 
 @torch.no_grad()

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from lk_triton.algorithms import registry
-from lk_triton.bench import conv, forms, network, report
+from lk_triton.bench import conv, report
 from lk_triton.bench.cases import layer
 from lk_triton.bench.providers import PROVIDERS, Built, Provider
-from lk_triton.bench.shares import kind
 from lk_triton.bench.usage import UsageError
-from lk_triton.models import randomize_
 from lk_triton.problem import ConvProblem
 from lk_triton.tuning.accuracy import Gate, draw, eager, judge
 from lk_triton.tuning.timing import CpuTimer, Timing, buffers_for, calls_for, interleave
@@ -326,71 +324,19 @@ def test_conv_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [row["gate"] for row in read(tmp_path / "c.csv")] == ["ok", "failed"]
 
 
-TINY = ["--tiny", "--device", "cpu", "--dtype", "float32", "--rounds", "5"]
-
-
-def test_network_without_the_interpreter(tmp_path: Path, no_interpreter: None) -> None:
-    file = tmp_path / "network.csv"
-    assert network.main([*TINY, "--out", str(file), "--batch", "2", "1"]) == 0
-    rows = read(file)
-    assert [(r["provider"], r["n"]) for r in rows] == [(f, n) for n in "21" for f in network.CPU_FORMS]
-    for row in rows:
-        assert row["gate"] == "ok"
-        assert float(row["images_per_s"]) == pytest.approx(int(row["n"]) * 1e6 / float(row["min_us"]), rel=1e-3)
-        assert 0 < float(row["latency_p50_us"]) <= float(row["latency_p99_us"])
-        assert network.CALLS[0] <= int(row["calls"]) <= network.CALLS[1]
-        assert float(row["weight_mb"]) > 0
-    assert float(rows[2]["speedup"]) == pytest.approx(float(rows[0]["min_us"]) / float(rows[2]["min_us"]), rel=1e-3)
-
-
-def test_a_form_that_fails_does_not_stop_the_others(
-    tmp_path: Path, no_interpreter: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*_: object) -> forms.Form:
-        raise RuntimeError("does not build\nsecond line")
-
-    def wrong(model: object, dtype: object, shape: object) -> forms.Form:
-        return forms.Form(lambda x: torch.ones(len(x), 10), torch.contiguous_format, 1)
-
-    monkeypatch.setitem(network.FORMS, "merged", broken)
-    monkeypatch.setitem(network.FORMS, "published", wrong)
-    file = tmp_path / "network.csv"
-    assert network.main([*TINY, "--out", str(file), "--forms", "published", "merged", "lk_triton"]) == 1
-    rows = {row["provider"]: row for row in read(file)}
-    assert rows["merged"]["note"] == "RuntimeError: does not build"
-    assert (rows["published"]["gate"], rows["published"]["p50_us"]) == ("failed", "")
-    assert "not timed" in rows["published"]["note"]
-    assert float(rows["lk_triton"]["images_per_s"]) > 0
-    assert not rows["lk_triton"]["speedup"], "what it would be a ratio to has no figure"
-    with pytest.raises(SystemExit, match="2"):
-        network.main([*TINY, "--forms", "lk_triton_graph"])
-    assert "need a GPU" in capsys.readouterr().err
-
-
-def test_peers_need_no_gate(monkeypatch: pytest.MonkeyPatch, no_interpreter: None) -> None:
-    monkeypatch.setitem(network.PEERS, 32, ("test_convnext",))
-    case = network.Case("tiny", (1, 3, 32, 32), torch.float32, CPU, 5)
-    model = randomize_(network.tiny_network()).eval()
-    found = next(network.measure(case, model, ["lk_triton"], ["test_convnext"]))
-    assert [row["provider"] for row in found] == ["lk_triton", "timm/test_convnext"]
-    assert "not checked" in str(found[1]["note"])
-    assert float(str(found[1]["images_per_s"])) > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("toeplitz_kernel", "depthwise"), ("direct_channels_last_kernel", "depthwise"), ("pointwise_kernel", "pointwise"),
-     ("void at::native::conv_depthwise2d_forward_kernel<3>", "depthwise"), ("nvjet_hsh_128x256_64x4_1x2", "pointwise"),
-     ("cutlass__5x_cudnn::Kernel<cutlass_tensorop_f16_s16816dgrad_grouped>", "depthwise"), ("stem_kernel", "rest"),
-     ("sm80_xmma_fprop_implicit_gemm_f16f16", "pointwise"), ("triton_poi_fused_gelu_3", "rest")],
-)  # fmt: skip
-def test_kernels_are_sorted_by_name(name: str, expected: str) -> None:
-    assert kind(name) == expected
-
-
 def test_appending_to_a_file_of_another_version(tmp_path: Path) -> None:
     file = tmp_path / "old.csv"
     file.write_text("kernel_name,provider\n")
     with pytest.raises(UsageError, match="other columns"):
         report.append(file, [{"kernel_name": "x"}])
     assert file.read_text() == "kernel_name,provider\n"
+    report.append(tmp_path / "new.csv", [])
+    report.append(tmp_path / "new.csv", [{"kernel_name": "x"}])
+    assert [row["kernel_name"] for row in read(tmp_path / "new.csv")] == ["x"]
+
+
+def test_an_older_file_is_read_with_empty_columns(tmp_path: Path) -> None:
+    file = tmp_path / "old.csv"
+    file.write_text("kernel_name,p50_us\nx,1.0\n")
+    (row,) = report.read([file])
+    assert (row["kernel_name"], row["p50_us"], row["latency_p99_us"]) == ("x", "1.0", "")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lk_triton.bench.cases import cases, select
+from lk_triton.bench.forms import FORMS
 from lk_triton.bench.providers import PROVIDERS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu_check.sh"
@@ -53,8 +54,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert {row["provider"] for row in rows if row["kernel_name"] in compiled} == few | {"torch_compile"}
     with (out / "network.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    compiled = {"merged_compile", "merged_channels_last_compile"}
-    assert {row["provider"] for row in rows} == {"published", "lk_triton"} | compiled
+    assert [row["provider"] for row in rows] == ["published", "lk_triton", "folded_compile"]
     assert all(row["gate"] == "ok" and float(row["images_per_s"]) > 0 for row in rows)
 
 
@@ -74,6 +74,19 @@ def test_the_grid_is_everything_and_what_was_compiled_comes_last() -> None:
     grid, compiled = (list(select(cases(), patterns(variable))) for variable in ("grid", "compiled"))
     assert set(grid) == cases().keys()
     assert set(grid[-len(compiled) :]) == set(compiled)
+
+
+def test_what_it_asks_of_the_network_exists() -> None:
+    assert {*patterns("eager"), *patterns("late")} <= FORMS.keys()
+
+
+def test_limits_fit_into_the_visit() -> None:
+    text = SCRIPT.read_text()
+    total = re.search(r"^total=(\d+)", text, re.MULTILINE)
+    assert total is not None
+    limits = re.findall(r"^step \d+ \w+ (\d+) ", text, re.MULTILINE)
+    assert len(limits) == len(STEPS) - 1  # the grid takes what is left
+    assert sum(int(limit) for limit in limits) <= int(total[1])
 
 
 def test_failures_are_named_and_do_not_stop_the_next_step(tmp_path: Path) -> None:

@@ -1,0 +1,206 @@
+"""Whole networks measured: wrong and crashing forms get no figure, peers need no gate, rows are there as they are known."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lk_triton.bench import forms, network, report
+from lk_triton.bench.forms import FORMS, Form
+from lk_triton.bench.shares import kind
+from lk_triton.models import RepLKNet, randomize_
+from lk_triton.models.reference import torch_form
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
+CPU = torch.device("cpu")
+TINY = ["--tiny", "--device", "cpu", "--dtype", "float32", "--rounds", "5"]
+SHARES = ("depthwise_share", "pointwise_share", "rest_share")
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def measured(*chosen: str, peers: tuple[str, ...] = (), size: int = 32) -> dict[str, report.Row]:
+    case = network.Case("tiny", (1, 3, size, size), torch.float32, CPU, 5)
+    model = randomize_(network.tiny_network()).eval()
+    return {str(row["provider"]): row for rows in network.measure(case, model, chosen, peers) for row in rows}
+
+
+def test_command(tmp_path: Path) -> None:
+    file = tmp_path / "network.csv"
+    assert network.main([*TINY, "--out", str(file), "--batch", "2", "1"]) == 0
+    rows = read(file)
+    assert [(r["provider"], r["n"]) for r in rows] == [(f, n) for n in "21" for f in network.CPU_FORMS]
+    for row in rows:
+        assert row["gate"] == "ok"
+        assert float(row["images_per_s"]) == pytest.approx(int(row["n"]) * 1e6 / float(row["min_us"]), rel=1e-3)
+        assert 0 < float(row["latency_p50_us"]) <= float(row["latency_p99_us"])
+        assert network.CALLS[0] <= int(row["calls"]) <= network.CALLS[1]
+        assert float(row["weight_mb"]) > float(row["bank_mb"]) >= 0
+        assert sum(float(row[share]) for share in SHARES) == pytest.approx(1, abs=1e-3)
+        assert row["config"] == "eager"
+        assert not row["note"]
+    assert [row["layout"] for row in rows[:3]] == ["nchw", "channels_last", "nchw"]
+    assert float(rows[2]["bank_mb"]) > 0
+    assert float(rows[2]["speedup"]) == pytest.approx(float(rows[0]["min_us"]) / float(rows[2]["min_us"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["training", "merged", "fused"])
+def test_torch_form_computes_the_network_with_torch_alone(form: str) -> None:
+    model = randomize_(network.tiny_network()).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(x)
+        by_torch = torch_form(model.convert(form))
+        torch.testing.assert_close(by_torch(x), expected)
+    assert {type(m) for m in by_torch.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
+    assert {p.data_ptr() for p in by_torch.parameters()} == {p.data_ptr() for p in model.parameters()}
+
+
+@pytest.mark.slow
+def test_compiled_forms() -> None:
+    names = [name for name in FORMS if name.endswith("_compile")]
+    rows = measured("published", *names)
+    assert list(rows) == ["published", *names]
+    for name in names:
+        assert (rows[name]["gate"], rows[name].get("note")) == ("ok", None)
+        assert not rows[name].keys() & set(SHARES)  # nobody knows what is in the code that torch.compile wrote
+        assert float(str(rows[name]["speedup"])) > 0
+    assert rows["lk_triton_compile"]["config"] == "torch.compile, reduce-overhead"
+    assert rows["folded_compile"]["config"] == "torch.compile, max-autotune"
+
+
+def failing(error: Exception) -> Callable[..., Form]:
+    def build(*_: object, **__: object) -> Form:
+        raise error
+
+    return build
+
+
+def test_a_form_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(model: object, dtype: object, shape: object) -> Form:
+        return Form(lambda x: torch.ones(len(x), 10), torch.contiguous_format, nn.Identity())
+
+    monkeypatch.setitem(FORMS, "merged", failing(RuntimeError("does not build\nsecond line")))
+    monkeypatch.setitem(FORMS, "folded", failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")))
+    monkeypatch.setitem(FORMS, "published", wrong)
+    file = tmp_path / "network.csv"
+    assert network.main([*TINY, "--out", str(file), "--forms", "published", "merged", "folded", "lk_triton"]) == 1
+    rows = {row["provider"]: row for row in read(file)}
+    assert rows["merged"]["note"] == "RuntimeError: does not build"
+    assert (rows["folded"]["note"], rows["folded"]["gate"]) == ("out of memory", "")
+    assert (rows["published"]["gate"], rows["published"]["p50_us"]) == ("failed", "")
+    assert "not timed" in rows["published"]["note"]
+    assert float(rows["lk_triton"]["images_per_s"]) > 0
+    assert not rows["lk_triton"]["speedup"], "what it would be a ratio to has no figure"
+    with pytest.raises(SystemExit, match="2"):
+        network.main([*TINY, "--forms", "lk_triton_graph"])
+    assert "need a GPU" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        network.main(["--device", "cpu", "--model", "replknet_99"])
+    assert "replknet_31b" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMS, "merged", failing(torch.OutOfMemoryError("CUDA out of memory")))
+    assert network.main([*TINY, "--forms", "published", "merged"]) == 0
+    monkeypatch.setattr(network, "interleave", failing(torch.OutOfMemoryError("CUDA out of memory")))
+    row = measured("published")["published"]
+    assert row["note"] == "out of memory beside the others: choose fewer --forms"
+    assert (row["gate"], "p50_us" in row) == ("ok", False)
+
+
+def test_a_profiler_that_fails_costs_the_shares_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "shares", failing(RuntimeError("CUPTI is busy")))
+    row = measured("published")["published"]
+    assert row["note"] == "no shares: RuntimeError: CUPTI is busy"
+    assert float(str(row["images_per_s"])) > 0
+
+
+def test_peers_need_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(forms.PEERS, 32, ("test_convnext",))
+    case = network.Case("tiny", (1, 3, 32, 32), torch.float32, CPU, 5)
+    model = randomize_(network.tiny_network()).eval()
+    found = next(network.measure(case, model, ["lk_triton"], ["test_convnext"]))
+    assert [row["provider"] for row in found] == ["lk_triton", "timm/test_convnext", "timm_channels_last/test_convnext"]
+    for row in found[1:]:
+        assert row["gate"] == "peer"
+        assert float(str(row["images_per_s"])) > 0
+        assert "timm" in str(row["config"])
+        assert 0 < float(str(row["depthwise_share"])) < 1
+
+
+def test_peers_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    rows = measured(peers=("swin_base_patch4_window7_224",))
+    assert list(rows) == ["timm/swin_base_patch4_window7_224", "timm_compile/swin_base_patch4_window7_224"]
+    for row in rows.values():
+        assert row["note"] == "timm is not installed: pip install 'lk-triton[timm]'"
+        assert not row.keys() & {"gate", "p50_us"}
+
+
+def test_the_peers_are_timms() -> None:
+    timm = pytest.importorskip("timm")
+    assert {name for names in forms.PEERS.values() for name in names} <= set(timm.list_models())
+
+
+def test_finished_rows_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is stopped while it compiles has written what it knew."""
+
+    def stopped(*_: object) -> Form:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(FORMS, "merged_compile", stopped)
+    file = tmp_path / "network.csv"
+    with pytest.raises(KeyboardInterrupt):
+        network.main([*TINY, "--forms", "published", "merged_compile", "--out", str(file)])
+    assert [row["provider"] for row in read(file)] == ["published"]
+
+
+def test_an_old_file_is_refused_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "measure", failing(AssertionError("measured")))
+    (tmp_path / "old.csv").write_text("kernel_name,p50_us\n")
+    with pytest.raises(SystemExit, match="2"):
+        network.main([*TINY, "--out", str(tmp_path / "old.csv")])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("toeplitz_kernel", "depthwise"), ("direct_channels_last_kernel", "depthwise"), ("pointwise_kernel", "pointwise"),
+     ("epilogue_kernel", "pointwise"), ("nvjet_hsh_128x256_64x4_1x2", "pointwise"), ("stem_kernel", "rest"),
+     ("void at::native::reduce_kernel<512, 1>", "rest")],
+)  # fmt: skip
+def test_kernels_of_lk_triton_are_sorted_by_name(name: str, expected: str) -> None:
+    assert kind(name) == expected
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    """Every form has figures, memory and shares; a graph runs the kernels that the network runs without it."""
+    device = torch.device("cuda")
+    model = RepLKNet((31, 29, 27, 13), (1, 1, 1, 1), (64, 64, 64, 64), num_classes=10, device=device)
+    case = network.Case("small", (1, 3, 64, 64), torch.float16, device, 5)
+    chosen = [*network.GPU_FORMS, "lk_triton_compile"]
+    found = network.measure(case, randomize_(model).eval(), chosen, ())
+    rows = {str(row["provider"]): row for rows in found for row in rows}
+    for row in rows.values():
+        assert (row["gate"], row.get("note")) == ("ok", None)
+        assert sum(float(str(row[share])) for share in SHARES) == pytest.approx(1, abs=0.01)
+        assert min(float(str(row[share])) for share in SHARES) > 0.01
+        assert int(str(row["kernels"])) > 10
+        assert float(str(row["activation_mb"])) > 0.05
+        assert int(str(row["calls"])) >= network.CALLS_OF_ONE_IMAGE
+    eager, graph, published = (int(str(rows[name]["kernels"])) for name in ("lk_triton", "lk_triton_graph", "published"))
+    assert abs(eager - graph) <= 1  # the copy into the graph's buffer
+    assert graph < published
+    assert all(float(str(row["estimate_us"])) > 0 for name, row in rows.items() if name.startswith("lk_triton"))
