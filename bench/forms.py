@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -117,32 +118,32 @@ PEERS = {
 """timm's networks of about the same accuracy, by image size (Swin, arXiv:2103.14030; ConvNeXt, arXiv:2201.03545)."""
 
 
-def peer_forms(name: str, size: int) -> Iterator[tuple[str, Callable[[torch.device, torch.dtype], Form]]]:
-    """A timm network with random weights: eager, and compiled; ConvNeXt, as its authors ran it, in channels_last too.
+def peer_forms(size: int) -> Iterator[tuple[str, Callable[[torch.device, torch.dtype], Form]]]:
+    """timm's networks for images of this size, with random weights: eager, and compiled; ConvNeXt, as its authors ran it, in
+    channels_last too.
 
-    Nothing is downloaded. ``build`` raises Unavailable where timm is missing.
+    Yields names such as ``timm/convnext_base``, and how to build them: nothing is downloaded; Unavailable is raised where timm
+    is missing.
     """
-    for provider, channels_last, compile_it in (
-        ("timm", False, False), ("timm_channels_last", True, False),
-        ("timm_channels_last_compile", True, True), ("timm_compile", False, True),
-    ):  # fmt: skip
-        if channels_last and "convnext" not in name:
-            continue
+    for name in PEERS.get(size, ()):
+        for way, channels_last, compile_it in (
+            ("timm", False, False), ("timm_channels_last", True, False),
+            ("timm_channels_last_compile", True, True), ("timm_compile", False, True),
+        ):  # fmt: skip
+            if not channels_last or "convnext" in name:
+                yield f"{way}/{name}", partial(_by_timm, name, size, channels_last, compile_it)
 
-        def build(
-            device: torch.device, dtype: torch.dtype, channels_last: bool = channels_last, compile_it: bool = compile_it
-        ) -> Form:
-            try:
-                import timm
-            except ImportError:
-                raise Unavailable("timm is not installed: pip install 'lk-triton[timm]'") from None
-            order = torch.channels_last if channels_last else torch.contiguous_format
-            options: dict[str, Any] = {"img_size": size} if name.startswith("swin") else {}
-            with torch.device(device):
-                module = timm.create_model(name, **options)
-            module = module.eval().to(device, dtype).to(memory_format=order)
-            made = Form(module, order, module)
-            made = compiled(made) if compile_it else made
-            return made._replace(config=f"{made.config}, timm {timm.__version__}")
 
-        yield provider, build
+def _by_timm(name: str, size: int, channels_last: bool, compile_it: bool, device: torch.device, dtype: torch.dtype) -> Form:
+    try:
+        import timm
+    except ImportError:
+        raise Unavailable("timm is not installed: pip install 'lk-triton[timm]'") from None
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    options: dict[str, Any] = {"img_size": size} if name.startswith("swin") else {}
+    with torch.device(device):
+        module = timm.create_model(name, **options)
+    module = module.eval().to(device, dtype).to(memory_format=order)
+    made = Form(module, order, module)
+    made = compiled(made) if compile_it else made
+    return made._replace(config=f"{made.config}, timm {timm.__version__}")

@@ -92,7 +92,7 @@ find "$LK_TRITON_CACHE_DIR" -name '*.json' -exec cp {} "$out/tuned.json" \; -qui
 step 16 network 60 bench.log "${network[@]}" --forms "${eager[@]}" --peers
 step 2 layers_n64 50 bench.log "${conv[@]}" --cases "${n64[@]}"
 step 4 layers_n1 30 bench.log "${conv[@]}" --cases "${n1[@]}"
-step 16 network_compiled 60 bench.log "${network[@]}" --batch 64 --forms "${late[@]}"
+step 16 network_compiled 60 bench.log "${network[@]}" --batch 64 --forms "${late[@]}" --peers 'timm*compile/*'
 step 32 grid_compiled 20 bench.log "${conv[@]}" --cases "${compiled[@]}" --providers "${few[@]}" torch_compile --rounds 7
 step 32 grid "$total" bench.log "${conv[@]}" --cases "${grid[@]}" --providers "${few[@]}" --rounds 7
 

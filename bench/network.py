@@ -24,7 +24,7 @@ from lk_triton.tuning.plan import plan
 from lk_triton.tuning.timing import CpuTimer, EventTimer, Timer, interleave
 
 from . import report, usage
-from .forms import FORMS, GPU_ONLY, PEERS, Call, Form, Shape, peer_forms
+from .forms import FORMS, GPU_ONLY, Call, Form, Shape, peer_forms
 from .providers import Unavailable
 from .shares import shares
 
@@ -38,6 +38,7 @@ SIZES = {"replknet_31l": 384, "replknet_xl": 320}
 """Published input sizes; 224 for the others."""
 
 GPU_FORMS = tuple(form for form in FORMS if not form.endswith("_compile"))
+EAGER_PEERS = ("timm/*", "timm_channels_last/*")
 CPU_FORMS = ("published", "merged_channels_last", "lk_triton")
 LATENCY_SECONDS = 1.0
 CALLS = (5, 200)
@@ -222,12 +223,11 @@ def measure(case: Case, model: RepLKNet, forms: Sequence[str], peers: Sequence[s
                 case.add(case.name, form, lambda f=form: FORMS[f](model, case.dtype, case.shape), check)
                 if late:
                     yield case.finish()
-        for peer in peers:
-            for provider, build in peer_forms(peer, case.shape[2]):
-                if provider.endswith("_compile") == late:
-                    case.add(peer, f"{provider}/{peer}", lambda b=build: b(case.device, case.dtype), None)
-                    if late:
-                        yield case.finish()
+        for peer, build in peer_forms(case.shape[2]):
+            if peer in peers and ("_compile/" in peer) == late:
+                case.add(peer.split("/")[1], peer, lambda b=build: b(case.device, case.dtype), None)
+                if late:
+                    yield case.finish()
         yield case.finish()
 
 
@@ -243,7 +243,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--forms", nargs="+", metavar="PATTERN", help=f"shell patterns; there are {', '.join(FORMS)}")
     parser.add_argument(
-        "--peers", nargs="*", metavar="PATTERN", help="of timm's networks; default on a GPU: those of the size"
+        "--peers", nargs="*", metavar="PATTERN", help="timm's networks of the size; default: the eager ones, on a CPU none"
     )
     parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
     parser.add_argument("--rounds", type=usage.positive, default=10, metavar="N", help="of each form; default: %(default)s")
@@ -263,12 +263,17 @@ def run(options: argparse.Namespace) -> int:
     failed = False
     for name in options.model:
         for size in [32] if options.tiny else options.size or [SIZES.get(name, 224)]:
-            chosen = options.peers if options.peers is not None else (["*"] if gpu and not options.tiny else [])
-            peers = [peer for peer in PEERS.get(size, ()) if any(fnmatchcase(peer, p) for p in chosen)]
+            chosen = options.peers if options.peers is not None else EAGER_PEERS if gpu else ()
+            peers = [peer for peer, _ in peer_forms(size) if any(matches(peer, pattern) for pattern in chosen)]
             for dtype in options.dtype or ["float16" if gpu else "float32"]:
                 for batch in options.batch or ([64, 1] if gpu else [1]):
                     failed |= _run_case(options, name, size, getattr(torch, dtype), batch, device, forms, peers)
     return int(failed)
+
+
+def matches(peer: str, pattern: str) -> bool:
+    """Whether a peer such as ``timm_compile/convnext_base``, or the network's name alone, matches a shell pattern."""
+    return fnmatchcase(peer, pattern) or fnmatchcase(peer.split("/")[1], pattern)
 
 
 def _run_case(

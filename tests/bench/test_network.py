@@ -131,7 +131,7 @@ def test_peers_need_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(forms.PEERS, 32, ("test_convnext",))
     case = network.Case("tiny", (1, 3, 32, 32), torch.float32, CPU, 5)
     model = randomize_(network.tiny_network()).eval()
-    found = next(network.measure(case, model, ["lk_triton"], ["test_convnext"]))
+    found = next(network.measure(case, model, ["lk_triton"], [name for name, _ in forms.peer_forms(32)]))
     assert [row["provider"] for row in found] == ["lk_triton", "timm/test_convnext", "timm_channels_last/test_convnext"]
     for row in found[1:]:
         assert row["gate"] == "peer"
@@ -142,11 +142,27 @@ def test_peers_need_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peers_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    rows = measured(peers=("swin_base_patch4_window7_224",))
-    assert list(rows) == ["timm/swin_base_patch4_window7_224", "timm_compile/swin_base_patch4_window7_224"]
+    monkeypatch.setitem(forms.PEERS, 32, ("swin_base_patch4_window7_224",))
+    peers = ("timm/swin_base_patch4_window7_224", "timm_compile/swin_base_patch4_window7_224")
+    rows = measured(peers=peers)
+    assert tuple(rows) == peers
     for row in rows.values():
         assert row["note"] == "timm is not installed: pip install 'lk-triton[timm]'"
         assert not row.keys() & {"gate", "p50_us"}
+
+
+def test_peers_are_chosen_by_either_name() -> None:
+    names = [name for name, _ in forms.peer_forms(224)]
+    assert len(names) == 6
+
+    def chosen(*patterns: str) -> list[str]:
+        return [name for name in names if any(network.matches(name, pattern) for pattern in patterns)]
+
+    assert chosen("*") == names
+    assert chosen("swin*") == ["timm/swin_base_patch4_window7_224", "timm_compile/swin_base_patch4_window7_224"]
+    assert chosen("timm*compile/convnext*") == ["timm_channels_last_compile/convnext_base", "timm_compile/convnext_base"]
+    assert not any("_compile" in name for name in chosen(*network.EAGER_PEERS))
+    assert not list(forms.peer_forms(320))
 
 
 def test_the_peers_are_timms() -> None:
