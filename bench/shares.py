@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,29 +49,31 @@ def shares(call: Callable[[], object], device: torch.device, by_name: bool = Fal
     events = list(found.events() or [])
     if not on_gpu:
         pieces = [(kind_or_rest(e), e.self_cpu_time_total) for e in events]
-        return Shares(_fractions(pieces), None)
+        return Shares(fractions(pieces), None)
     on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     kernels = [e for e in on_device if is_kernel(e.name) and not getattr(e, "is_user_annotation", False)]
     if by_name:
         pieces = [(kind(e.name), e.time_range.elapsed_us()) for e in kernels]
     else:
-        pieces = list(_by_operation(events))
+        pieces = list(by_operation(events))
         missing = sum(e.time_range.elapsed_us() for e in kernels) - sum(us for _, us in pieces)
         pieces.append(("unknown", max(missing, 0.0)))
-    return Shares(_fractions(pieces), len(kernels))
+    return Shares(fractions(pieces), len(kernels))
 
 
-def _by_operation(events: list[Any]) -> Iterator[tuple[str, float]]:
+def by_operation(events: Iterable[Any]) -> Iterator[tuple[str, float]]:
+    """(kind, microseconds) of every kernel, by the operation that launched it."""
     for event in events:
         for kernel in event.kernels:
             if is_kernel(kernel.name):
                 yield kind_or_rest(event), kernel.duration
 
 
-def _fractions(pieces: list[tuple[str, float]]) -> dict[str, float] | None:
-    total: Counter[str] = Counter()
+def fractions(pieces: Iterable[tuple[str, float]]) -> dict[str, float] | None:
+    """Each kind's share of the known time; None where too much is unknown."""
+    total = dict.fromkeys((*KINDS, "unknown"), 0.0)
     for kind, us in pieces:
-        total[kind] += us  # pyright: ignore[reportArgumentType]
+        total[kind] += us
     everything = sum(total.values())
     if everything <= 0 or total["unknown"] > UNKNOWN * everything:
         return None
