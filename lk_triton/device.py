@@ -109,8 +109,24 @@ TABLE = {
         # https://fpsbench.com/compare/gpu/nvidia-l4-vs-nvidia-tesla-m40; MMA rates: 512 products a clock and SM, assumed
         Device("l4", "sm_89", "cuda", 58, 2.04, 99 * KIB, 100 * KIB, 121, 60, 30.3, 270, 300, 2000, 48 * MIB, 2.04, **_ADA),
         # https://waredb.com/processor/nvidia-geforce-rtx-4090
-        Device("rtx4090", "sm_89", "cuda", 128, 2.52, 99 * KIB, 100 * KIB,
-               165, 82.6, 82.6, 910, 1008, 5000, 72 * MIB, 2.52, **_ADA),
+        Device(
+            "rtx4090",
+            "sm_89",
+            "cuda",
+            128,
+            2.52,
+            99 * KIB,
+            100 * KIB,
+            165,
+            82.6,
+            82.6,
+            910,
+            1008,
+            5000,
+            72 * MIB,
+            2.52,
+            **_ADA,
+        ),
         # https://glennklockwood.com/garden/processors/h100: 1.83 GHz in low precision, 1.98 GHz at most
         Device("h100", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 3000, 3350, 5500, 50 * MIB, 1.98),
         # an H100 with other memory (same page)
@@ -119,12 +135,29 @@ TABLE = {
         Device("b200", "sm_100", "cuda", 148, 1.85, 227 * KIB, 228 * KIB, 2250, 1125, 75, 7200, 8000, 10000, 126 * MIB, 1.98),
         # https://www.spheron.network/blog/nvidia-rtx-5090-specs/ (half: a quarter of the sparse rate, because GeForce
         # halves float32 accumulation)
-        Device("rtx5090", "sm_120", "cuda", 170, 2.41, 99 * KIB, 100 * KIB,
-               210, 105, 105, 1600, 1792, 6000, 96 * MIB, 2.41, **_ADA),
+        Device(
+            "rtx5090",
+            "sm_120",
+            "cuda",
+            170,
+            2.41,
+            99 * KIB,
+            100 * KIB,
+            210,
+            105,
+            105,
+            1600,
+            1792,
+            6000,
+            96 * MIB,
+            2.41,
+            **_ADA,
+        ),
         # https://docs.vultr.com/inference-cookbook/rocm/getting-started/hardware-requirements (half, as of MI325X; DRAM),
         # https://www.emergentmind.com/topics/amd-instinct-mi300x-gpus (L2's size); tf32, fp32, clock assumed
-        Device("mi300x", "gfx942", "hip", 304, 2.1, 64 * KIB, 64 * KIB,
-               1307, 653, 163, 4700, 5300, 10000, 32 * MIB, 2.1, **_CDNA),
+        Device(
+            "mi300x", "gfx942", "hip", 304, 2.1, 64 * KIB, 64 * KIB, 1307, 653, 163, 4700, 5300, 10000, 32 * MIB, 2.1, **_CDNA
+        ),
     )
 }
 CPU = Device("cpu", "cpu", "cpu")

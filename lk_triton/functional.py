@@ -324,9 +324,7 @@ def tune(
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         problems = [replace(p, dtype=name, precision=p.precision if name == "float32" else None) for p in problems]
-    return tuner.tune_problems(
-        problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, progress=progress
-    )
+    return tuner.tune_problems(problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, progress=progress)
 
 
 __all__ = ["Explanation", "dense_conv2d", "depthwise_conv2d", "explain", "pointwise_conv2d", "tune"]

@@ -144,7 +144,12 @@ def compile_launch(launch: KernelLaunch, arch: str) -> Report:
     from triton.compiler import ASTSource
 
     signature, constexprs, attributes = _specialize(launch)
-    source = ASTSource(launch.kernel, signature, constexprs, attributes)
+    if launch.kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        source: Any = GluonASTSource(launch.kernel, signature, constexprs, attributes)
+    else:
+        source = ASTSource(launch.kernel, signature, constexprs, attributes)
     target = GPUTarget(device.backend, device.capability or device.arch, device.warp_size)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     compiled = triton.compile(source, target=target, options=options)

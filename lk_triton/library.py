@@ -76,9 +76,7 @@ def _implementation(
     algorithm: str,
     bank_format: str | None,
 ) -> Tensor:
-    problem = problem_of(
-        x, weight, bias, residual, pair(stride), pair(padding), pair(dilation), activation, precision
-    )
+    problem = problem_of(x, weight, bias, residual, pair(stride), pair(padding), pair(dilation), activation, precision)
     return run(problem, x, weight, bias, residual, bank, algorithm, bank_format)
 
 
@@ -96,8 +94,14 @@ def no_packing() -> Iterator[None]:
 
 
 def run(
-    problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, bank: Tensor | None,
-    algorithm: str, bank_format: str | None,
+    problem: Problem,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    bank: Tensor | None,
+    algorithm: str,
+    bank_format: str | None,
 ) -> Tensor:
     """Plan and launch; packs the weight where the plan reads another format than ``bank_format``, that of ``bank``."""
     chosen = plan_for_call(problem, x.device, algorithm, bank_format)
@@ -130,9 +134,7 @@ def fake(
     algorithm: str,
     bank_format: str | None,
 ) -> Tensor:
-    oh, ow = (
-        output_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2)
-    )
+    oh, ow = (output_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2))
     return layout.empty((x.shape[0], weight.shape[0], oh, ow), layout.layout_of(x), x)
 
 

@@ -263,9 +263,7 @@ class StemConv2d(nn.Conv2d):
     ) -> Tensor:
         """x (N, Cin, H, W), residual of the output's shape or None -> (N, Cout, OH, OW) in ``out_layout``."""
         stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
-        return dispatch_dense(
-            x, self.weight, self.bias, residual, self.activation, stride, padding, None, out_layout
-        )
+        return dispatch_dense(x, self.weight, self.bias, residual, self.activation, stride, padding, None, out_layout)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")

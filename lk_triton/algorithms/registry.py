@@ -8,12 +8,13 @@ from .cublas import CublasAlgorithm
 from .direct import DirectAlgorithm
 from .onednn import OnednnAlgorithm
 from .pointwise import PointwiseAlgorithm
+from .resident import ResidentAlgorithm
 from .stem import StemAlgorithm
 from .toeplitz import ToeplitzAlgorithm
 from .torch_ import TorchAlgorithm
 
 _ALL: tuple[Algorithm, ...] = (
-    ToeplitzAlgorithm(), DirectAlgorithm(), PointwiseAlgorithm(), CublasAlgorithm(), StemAlgorithm(),
+    ToeplitzAlgorithm(), ResidentAlgorithm(), DirectAlgorithm(), PointwiseAlgorithm(), CublasAlgorithm(), StemAlgorithm(),
     OnednnAlgorithm(), TorchAlgorithm(),
 )  # fmt: skip
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _ALL}

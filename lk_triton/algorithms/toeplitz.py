@@ -45,9 +45,18 @@ BANK_LIMIT = 4 * 2**20
 TILES = ((16, False), (32, False), (64, False), (128, False), (256, False), (16, True), (32, True))
 """(tiles, swap): the M of a program, and whether tiles are the GEMM's N instead."""
 
-OVERLAP = 0.57
-"""Share of its slowest resource that an SM reaches, because loads and products wait for each other at every step: the median
-of 830 configs of 14 problems on an H100 (docs/tuning.md). Assumed for other GPUs."""
+OVERLAP = 0.65
+"""Share of its slowest resource that an SM reaches in the step loop, because loads and products wait for each other at every
+step. This and the next two are fitted to 890 configs of 14 problems on an H100 (docs/tuning.md), assumed for other GPUs."""
+
+START_CLOCKS = 2000
+"""From a program's start to its first step."""
+
+STORE_CLOCKS = 12
+"""From the last step to a program's end, per output column of 64 tiles."""
+
+MOST_OVERLAP = 4
+"""Programs on an SM that hide each other's starts and stores, at most."""
 
 MAX_STEP_K = 128
 """Longest step of several rows."""
@@ -106,11 +115,12 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return found
 
     def estimate(self, problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Estimate:
-        """The slowest resource of the fullest SM (MMA, shared memory with L1, L2, issue slots), DRAM, or L2's latency."""
+        """The slowest resource of the fullest SM (MMA, shared memory with L1, L2, issue slots) with the programs' starts and
+        stores, DRAM, or L2's latency."""
         counted, dot = work(problem, config), dot_of(problem, config, device)
         size = problem.itemsize
         per_sm = counted.programs / device.sms
-        fullest = ceil(per_sm) / per_sm
+        loop = ceil(per_sm) / per_sm / OVERLAP  # of the fullest SM
         asynchronous = config.num_stages > 1 and device.backend == "cuda"
         image_bypasses = asynchronous and image_vector(problem) * size == 16
         bank_bypasses = asynchronous and config.vector * size == 16
@@ -120,15 +130,18 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         shared += (0 if image_bypasses else counted.image_bytes) + (0 if bank_bypasses else counted.bank_bytes)
         bank_l2 = counted.bank_bytes if bank_bypasses else counted.bank_rows_bytes
         issued = counted.steps * config.num_warps * _instructions(problem, config, dot)
-        rounds = ceil(per_sm / _programs_per_sm(problem, config, dot, device))
+        resident = _programs_per_sm(problem, config, dot, device)
+        rounds = ceil(per_sm / resident)
+        ends = START_CLOCKS + STORE_CLOCKS * config.outputs * config.tiles / 64
+        exposed = ceil(per_sm) * ends / min(resident, MOST_OVERLAP) * device.sms / device.clocks
         overlap = max(config.num_stages - 1, 0.5)
         return roofline(
             problem,
             device,
-            mma=2 * counted.macs / rate(dot, config.precision, device) * fullest / OVERLAP,
-            smem=shared / (device.shared_bytes_per_clock * device.clocks) * fullest / OVERLAP,
-            l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * fullest / OVERLAP,
-            issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest / OVERLAP,
+            mma=2 * counted.macs / rate(dot, config.precision, device) * loop + exposed,
+            smem=shared / (device.shared_bytes_per_clock * device.clocks) * loop + exposed,
+            l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * loop + exposed,
+            issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * loop + exposed,
             latency=rounds * counted.steps / counted.programs * device.l2_latency_ns * 1e-9 / overlap,
             dram=(outside + bank_bytes(problem, config.vector)) / (device.dram_gbps * 1e9),
         )
@@ -146,21 +159,8 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return f"toeplitz/{config.vector}"
 
     def pack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzConfig) -> Tensor:
-        """weight (C, 1, KH, KW) -> bank (C, KH, V, L): V copies of each filter row, copy v shifted by v."""
-        length = row_length(problem.kw, config.vector)
-        bank = torch.empty((problem.c, problem.kh, config.vector, length), dtype=weight.dtype, device=weight.device)
-        self.pack_launch(weight, bank).run(weight.device)
-        return bank
-
-    def pack_launch(self, weight: Tensor, bank: Tensor) -> KernelLaunch:
-        """The launch that fills ``bank`` (C, KH, V, L) from ``weight`` (C, 1, KH, KW)."""
-        from ..kernels.toeplitz import pack_kernel
-
-        c, kh, v, length = bank.shape
-        kw = weight.shape[3]
-        args = {"weight": weight.contiguous(), "bank": bank, "KH": kh, "KW": kw}
-        args |= {"V": v, "L": length, "BLOCK": _power_of_two(v * length)}
-        return KernelLaunch(pack_kernel, (c * kh,), args, num_warps=1, num_stages=1)
+        """weight (C, 1, KH, KW) -> bank (C, KH, V, L)."""
+        return pack(weight, config.vector)
 
     def kernel_launch(
         self,
@@ -189,6 +189,19 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         }  # fmt: skip
         grid = (problem.c * column_tiles * blocks,)
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
+
+
+def pack(weight: Tensor, vector: int) -> Tensor:
+    """weight (C, 1, KH, KW) -> bank (C, KH, V, L): V copies of each filter row, copy v shifted by v elements."""
+    from ..kernels.toeplitz import pack_kernel
+
+    c, _, kh, kw = weight.shape
+    length = row_length(kw, vector)
+    bank = torch.empty((c, kh, vector, length), dtype=weight.dtype, device=weight.device)
+    args = {"weight": weight.contiguous(), "bank": bank, "KH": kh, "KW": kw}
+    args |= {"V": vector, "L": length, "BLOCK": _power_of_two(vector * length)}
+    KernelLaunch(pack_kernel, (c * kh,), args, num_warps=1, num_stages=1).run(weight.device)
+    return bank
 
 
 def _groups(n: int, tiles: int) -> int:

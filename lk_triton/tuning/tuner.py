@@ -249,7 +249,12 @@ class _Images:
 
 
 def _timer(
-    problem: Problem, candidate: Candidate, bank: Tensor, gate: Gate, images: _Images, place: torch.device,
+    problem: Problem,
+    candidate: Candidate,
+    bank: Tensor,
+    gate: Gate,
+    images: _Images,
+    place: torch.device,
     timer: TimerFactory,
 ) -> Timer:
     """Times a candidate over rotating images and banks: in a network other layers flush L2 between two calls of this one."""

@@ -13,13 +13,27 @@ import torch
 
 from lk_triton import device
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, Problem
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, Problem
 from lk_triton.tuning.accuracy import Gate
 
 pytestmark = pytest.mark.gpu
 CONFIGS = 4
 
+
+def draw_resident(rng: random.Random) -> ConvProblem:
+    """Batches that do and do not fill a tile block, odd sizes, every epilogue."""
+    kh, kw = rng.choice([(7, 7), (13, 13), (31, 31), (51, 5), (5, 21), (27, 27)])
+    h, w = rng.choice([(rng.randint(1, 40), rng.randint(1, 70)), (56, 56), (28, 28), (14, 14), (7, 7)])
+    epilogue = Epilogue(rng.random() < 0.7, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4)
+    return ConvProblem(
+        rng.choice([1, 3, 64, 100, 128]), rng.choice([1, 3, 40]), h, w, kh, kw,
+        padding=(rng.choice([kh // 2, 0 if h >= kh else kh // 2]), kw // 2), dtype=rng.choice(["float16", "bfloat16"]),
+        layout=rng.choice(["nchw", "channel_major"]), epilogue=epilogue,
+    )  # fmt: skip
+
+
 DRAW = {
+    "resident": draw_resident,
     "toeplitz": test_toeplitz.random_problem,
     "direct": test_direct.draw,
     "pointwise": lambda rng: test_dense.random_problem(rng, True),
@@ -54,7 +68,7 @@ def check(problem: Problem, name: str, rng: random.Random) -> None:
         assert verdict.ok, (problem, config, verdict)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(14))
 @pytest.mark.parametrize("name", DRAW)
 def test_random_problems_and_configs(name: str, seed: int) -> None:
     rng = random.Random(zlib.crc32(f"{name} {seed}".encode()))
