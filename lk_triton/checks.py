@@ -84,6 +84,35 @@ def check_dense(
     return stride, padding
 
 
+def check_ffn(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    residual: Tensor | None,
+    activation: str,
+    precision: str | None,
+    out_layout: str | None,
+) -> None:
+    """Validate a ConvFFN's call: its layers', and that they fit. Raises what ``conv_ffn`` documents."""
+    for name, bias in (("b1", b1), ("b2", b2)):
+        if not isinstance(bias, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(bias).__name__}")
+    check_dense(x, w1, b1, None, activation, 1, 0, precision, None)
+    if activation is None:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}: without one the two layers are a single one")
+    c, hidden = x.shape[1], w1.shape[0]
+    for name, weight, shape in (("w1", w1, (hidden, c, 1, 1)), ("w2", w2, (c, hidden, 1, 1))):
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
+            given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(f"{name} must be {shape} for {c} channels and {hidden} hidden ones, got {given}")
+    check_epilogue((x.shape[0], c, x.shape[2], x.shape[3]), b2, residual)
+    check_options(x, w2, b2, residual, None, precision)
+    if out_layout is not None and out_layout not in LAYOUTS:
+        raise ValueError(f"out_layout must be None or one of {', '.join(LAYOUTS)}, got {out_layout!r}")
+
+
 def check_tensors(**tensors: object) -> None:
     """Raise TypeError for what is neither a tensor nor None; ``x`` and ``weight`` may not be None."""
     for name, tensor in tensors.items():

@@ -10,10 +10,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from . import device as devices
-from . import library, library_dense
+from . import library, library_dense, library_ffn
 from .algorithms import registry, torch_
-from .checks import check_dense, check_depthwise
-from .problem import ConvProblem, DenseProblem, Problem
+from .checks import check_dense, check_depthwise, check_ffn
+from .problem import ConvProblem, DenseProblem, FfnProblem, Problem
 from .recorder import problems_of
 from .tuning import tuner
 from .tuning.plan import Plan, at_least_one_image, plan, refusal
@@ -182,6 +182,45 @@ def dispatch_dense(
     return y if residual is None else y + residual.to(y.dtype)
 
 
+def conv_ffn(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    residual: Tensor | None = None,
+    *,
+    activation: str = "gelu",
+    precision: str | None = None,
+    out_layout: str | None = None,
+    algorithm: str = "auto",
+) -> Tensor:
+    """A ConvFFN, two 1x1 convolutions: ``w2 @ activation(w1 @ x + b1) + b2 + residual``, in one kernel where that is faster.
+
+    Args:
+        x, precision, out_layout: as ``dense_conv2d``.
+        w1, b1: (hidden, C, 1, 1) and (hidden,), the dtype of x.
+        w2, b2: (C, hidden, 1, 1) and (C,), the dtype of x.
+        residual: (N, C, H, W), added last, or None. In networks it is x.
+        activation: ``"gelu"`` (exact, erf), ``"relu"`` or ``"silu"``.
+        algorithm: ``"auto"``, or ``"convffn"`` (one kernel), ``"pair"`` (each layer by its plan), ``"torch"`` to force one.
+
+    Returns:
+        (N, C, H, W) in the dtype of x and in ``out_layout``. What the activation returns is rounded to the dtype of x.
+
+    Raises:
+        What ``pointwise_conv2d`` raises.
+    """
+    check_ffn(x, w1, b1, w2, b2, residual, activation, precision, out_layout)
+    if algorithm != "auto":
+        registry.get(algorithm)
+    if not _needs_grad(x, w1, b1, w2, b2, residual):
+        return library_ffn.op(x, w1, b1, w2, b2, residual, activation, precision, out_layout, algorithm)
+    _check_gradients(algorithm)
+    hidden = dispatch_dense(x, w1, b1, None, activation, 1, 0, precision)
+    return dispatch_dense(hidden, w2, b2, residual, None, 1, 0, precision, out_layout)
+
+
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -290,7 +329,7 @@ def tune(
         target: a model in eval mode, whose forward is run once to see which problems it poses, or the problems themselves.
         examples: what to call the model with: tensors, or shapes such as ``(64, 3, 224, 224)``.
         device: where to measure; by default the model's GPU, else the current one.
-        dtype: measure in this dtype instead of the problems' own.
+        dtype: measure in this dtype instead of the problems' own. A RepLKNet poses its ConvFFNs whole in 16-bit types only.
         top_k: how many candidates the cost model picks for each problem.
         rounds: in each of which every candidate is timed once, at least five.
         timer: stands in for ``tuning.timing.timer``.
@@ -313,18 +352,19 @@ def tune(
     if isinstance(target, nn.Module):
         of_model = next((p.device for p in target.parameters()), place)
         place = of_model if device is None and of_model.type == "cuda" else place
-        problems = list(problems_of(target, *examples))
+        problems = tuner.with_layers(problems_of(target, *examples))
     else:
         problems = list(target)
         if examples:
             raise ValueError("examples are for a model: problems say everything themselves")
         for problem in problems:
-            if not isinstance(problem, (ConvProblem, DenseProblem)):
-                raise TypeError(f"expected a model or problems (ConvProblem, DenseProblem), got a {type(problem).__name__}")
+            if not isinstance(problem, (ConvProblem, DenseProblem, FfnProblem)):
+                allowed = "a model or problems (ConvProblem, DenseProblem, FfnProblem)"
+                raise TypeError(f"expected {allowed}, got a {type(problem).__name__}")
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         problems = [replace(p, dtype=name, precision=p.precision if name == "float32" else None) for p in problems]
     return tuner.tune_problems(problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, progress=progress)
 
 
-__all__ = ["Explanation", "dense_conv2d", "depthwise_conv2d", "explain", "pointwise_conv2d", "tune"]
+__all__ = ["Explanation", "conv_ffn", "dense_conv2d", "depthwise_conv2d", "explain", "pointwise_conv2d", "tune"]

@@ -1,12 +1,12 @@
 """The registered op ``lk_triton::depthwise_conv2d``: implementation, fake kernel, autograd and autocast rules.
 
 ``functional.py`` validates and calls it; the plan is looked up inside the implementation, never while tracing.
-``library_dense.py`` is the same for dense convolutions.
+``library_dense.py`` is the same for dense convolutions, ``library_ffn.py`` for ConvFFNs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from . import layout
 from .algorithms import registry, torch_
-from .problem import ConvProblem, Epilogue, Problem, output_size
+from .algorithms.base import Weights
+from .problem import Convolution, ConvProblem, Epilogue, Problem, output_size
 from .tuning.on_call import plan_for_call
 
 NAME = "lk_triton::depthwise_conv2d"
@@ -96,8 +97,8 @@ def no_packing() -> Iterator[None]:
 def run(
     problem: Problem,
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    weight: Weights,
+    bias: Weights | None,
     residual: Tensor | None,
     bank: Tensor | None,
     algorithm: str,
@@ -160,7 +161,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def before_activation(
-    grad: Tensor, problem: Problem, activation: str | None, x: Tensor, weight: Tensor, bias: Tensor | None
+    grad: Tensor, problem: Convolution, activation: str | None, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """The gradient of the value before the activation, which is computed again."""
     if activation is None:
@@ -185,25 +186,31 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
-def register_autocast(library: torch.library.Library, name: str, precision_at: int) -> None:
-    """Register the autocast rule of an op (x, weight, bias, residual, bank, *options), whose last option is the bank's format.
+def arguments_of(op: Any, args: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of a call of one of the library's ops, which have no defaults, by name."""
+    return dict(zip((argument.name for argument in op._schema.arguments), args, strict=True))
 
-    Under autocast every tensor is cast to the autocast dtype; a bank in another dtype is not used.
-    ``precision_at`` is the place of ``precision``, which is for float32 only, among the options.
+
+def register_autocast(library: torch.library.Library, op: Any) -> None:
+    """Register the autocast rule of an op.
+
+    Under autocast every tensor is cast to the autocast dtype; a bank in another dtype is not used, nor is ``precision``, which
+    is for float32 only.
     """
 
     def register(device_type: str, key: str) -> None:
         def autocast(_: Any, *args: Any) -> Tensor:
-            tensors, bank, options = args[:4], args[4], list(args[5:])
-            dtype = autocast_dtype(tensors[0]) or tensors[0].dtype
+            values = arguments_of(op, args)
+            dtype = autocast_dtype(values["x"]) or values["x"].dtype
+            bank = values.get("bank")
             if bank is not None and bank.dtype != dtype:
-                bank = options[-1] = None
+                values["bank"] = values["bank_format"] = None
             if dtype != torch.float32:
-                options[precision_at] = None
+                values["precision"] = None
             with torch.amp.autocast(device_type, enabled=False):
-                return getattr(torch.ops.lk_triton, name)(*(t if t is None else t.to(dtype) for t in tensors), bank, *options)
+                return op(*(v.to(dtype) if isinstance(v, Tensor) else v for v in values.values()))
 
-        library.impl(name, autocast, key, with_keyset=True)
+        library.impl(op._schema.name.split("::")[1], autocast, key, with_keyset=True)
 
     for device_type, key in AUTOCAST_KEYS.items():
         register(device_type, key)
@@ -215,4 +222,4 @@ def pair(values: list[int]) -> tuple[int, int]:
 
 
 op = torch.ops.lk_triton.depthwise_conv2d.default
-register_autocast(_library, "depthwise_conv2d", precision_at=4)
+register_autocast(_library, op)

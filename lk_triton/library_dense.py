@@ -116,4 +116,4 @@ torch.library.register_autograd(NAME, _backward, setup_context=_setup_context, l
 
 
 op = torch.ops.lk_triton.dense_conv2d.default
-register_autocast(_library, "dense_conv2d", precision_at=3)
+register_autocast(_library, op)

@@ -1,12 +1,13 @@
 """What is to be computed: plain frozen data, no tensors. A problem is hashable and becomes a tuning key.
 
-A ``ConvProblem`` is a depthwise convolution, a ``DenseProblem`` one that sums over the channels: 1x1, or the stem's 3x3.
+A ``ConvProblem`` is a depthwise convolution, a ``DenseProblem`` one that sums over the channels: 1x1, or the stem's 3x3. An
+``FfnProblem`` is two 1x1 convolutions with an activation between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ACTIVATIONS = ("relu", "gelu", "silu")
 """Fused activations. ``gelu`` is the exact one (erf)."""
@@ -171,7 +172,70 @@ class DenseProblem:
         return text + _unusual(self, {"stride": (1, 1), "layout": "nchw", "out_layout": self.layout})
 
 
-Problem = ConvProblem | DenseProblem
+@dataclass(frozen=True)
+class FfnProblem:
+    """A ConvFFN: x (n, c, h, w), weights (hidden, c, 1, 1) and (c, hidden, 1, 1), out (n, c, h, w).
+
+    Wherever a convolution has a weight and a bias, this has a pair of each. ``epilogue``: both layers have a bias, the
+    activation stands between them, the residual is added behind the second. The rest is as in ``DenseProblem``.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    hidden: int
+    dtype: str = "float16"
+    layout: str = "nchw"
+    out_layout: str = "nchw"
+    epilogue: Epilogue = field(default_factory=lambda: Epilogue(True, "gelu", True))
+    precision: str | None = None
+
+    @property
+    def oh(self) -> int:
+        """Output rows."""
+        return self.h
+
+    @property
+    def ow(self) -> int:
+        """Output columns."""
+        return self.w
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the output, (n, c, h, w)."""
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def layers(self) -> tuple[DenseProblem, DenseProblem]:
+        """The two convolutions that together compute it; the map between them is in the layout of x."""
+        bias, activation, residual = self.epilogue.bias, self.epilogue.activation, self.epilogue.residual
+        first = DenseProblem(
+            self.n, self.c, self.h, self.w, self.hidden, dtype=self.dtype, layout=self.layout, out_layout=self.layout,
+            epilogue=Epilogue(bias, activation), precision=self.precision,
+        )  # fmt: skip
+        second = replace(
+            first, c=self.hidden, out_channels=self.c, out_layout=self.out_layout, epilogue=Epilogue(bias, None, residual)
+        )
+        return first, second
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def nominal_macs(self) -> int:
+        """Multiply-adds of both layers."""
+        return sum(layer.nominal_macs for layer in self.layers)
+
+    def __str__(self) -> str:
+        text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.hidden} -> {self.c} ConvFFN {self.dtype}"
+        return text + _unusual(self, {"layout": "nchw", "out_layout": self.layout})
+
+
+Convolution = ConvProblem | DenseProblem
+Problem = Convolution | FfnProblem
 
 
 def _unusual(problem: Problem, usual: dict[str, object]) -> str:

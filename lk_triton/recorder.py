@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import library, library_dense
+from . import library, library_dense, library_ffn
 from .problem import Problem
 
-MODULES: dict[Any, Any] = {library.op: library, library_dense.op: library_dense}
+MODULES: dict[Any, Any] = {module.op: module for module in (library, library_dense, library_ffn)}
 """Op -> the module that registers it."""
 
 
@@ -29,7 +29,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         module = MODULES.get(func)
-        if module is None or args[10] == "torch":
+        if module is None or library.arguments_of(func, args)["algorithm"] == "torch":
             return func(*args, **(kwargs or {}))
         self.problems[problem_of_call(func, args)] += 1
         return module.fake(*args).zero_()
@@ -41,6 +41,9 @@ def problem_of_call(func: Any, args: Sequence[Any]) -> Problem:
         x, weight, bias, residual, _, stride, padding, dilation, activation, precision, _, _ = args
         stride, padding, dilation = (library.pair(values) for values in (stride, padding, dilation))
         return library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
+    if func is library_ffn.op:
+        x, w1, _, _, _, residual, activation, precision, out_layout, _ = args
+        return library_ffn.problem_of(x, w1, residual, activation, precision, out_layout)
     x, weight, bias, residual, _, stride, padding, activation, precision, out_layout, _, _ = args
     stride, padding = library.pair(stride), library.pair(padding)
     return library_dense.problem_of(x, weight, bias, residual, stride, padding, activation, precision, out_layout)

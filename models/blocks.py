@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from lk_triton import layout
+from lk_triton import conv_ffn, layout
+from lk_triton.algorithms.convffn import WIDTHS
+from lk_triton.device import interpreted
 from lk_triton.nn import (
     ChannelAffine,
     ConvUnit,
@@ -114,7 +116,7 @@ class RepLKBlock(_ResidualBlock):
 
 
 class ConvFFN(_ResidualBlock):
-    """x + pw2(GELU(pw1(preffn_bn(x)))), with the exact GELU; fused: two convolutions with their epilogues."""
+    """x + pw2(GELU(pw1(preffn_bn(x)))), with the exact GELU; fused: two convolutions with their epilogues, or one kernel."""
 
     def __init__(self, channels: int, hidden_channels: int, drop_path: float, fused: bool, **options: Any) -> None:
         super().__init__()
@@ -126,7 +128,16 @@ class ConvFFN(_ResidualBlock):
 
     def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
         """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
-        return in_chunks(lambda part: self._close(self.pw1(self.preffn_bn(part)), part, out_layout), x, self.chunk)
+        return in_chunks(lambda part: self._run(part, out_layout), x, self.chunk)
+
+    def _run(self, x: Tensor, out_layout: str | None) -> Tensor:
+        # where no kernel serves both layers (CPU, float32, wide stages), they are planned, and may be packed, one by one
+        halves = x.dtype in (torch.float16, torch.bfloat16) and not by_torch(x)
+        if self.pw2.fused and halves and x.shape[1] in WIDTHS and not self.training:
+            first, second = self.pw1.conv, self.pw2.conv
+            biases = cast("tuple[Tensor, Tensor]", (first.bias, second.bias))
+            return conv_ffn(x, first.weight, biases[0], second.weight, biases[1], x, out_layout=out_layout)
+        return self._close(self.pw1(self.preffn_bn(x)), x, out_layout)
 
     def fuse(self) -> None:
         self.preffn_bn = self._fuse(self.preffn_bn)
@@ -188,6 +199,11 @@ def in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, images: int | None)
         out[start : start + images].copy_(y)
         del y  # before the next chunk makes its own
     return cast("Tensor", out)
+
+
+def by_torch(x: Tensor) -> bool:
+    """Whether convolutions of ``x`` are torch's, which are fastest in channels_last: on a CPU."""
+    return x.device.type == "cpu" and not interpreted()
 
 
 def run(module: nn.Module, x: Tensor, checkpointed: bool, *options: Any) -> Tensor:

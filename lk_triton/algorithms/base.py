@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from .. import layout
 from ..device import Device
-from ..problem import ConvProblem, Problem
+from ..problem import ConvProblem, DenseProblem, FfnProblem, Problem
 
 Config = Any
 """A frozen dataclass of compile-time choices; each algorithm has its own."""
+
+Weights = Any
+"""A tensor, or a ConvFFN's pair of them; the same for biases and banks."""
 
 LAUNCH_SECONDS = 3e-6
 """From one kernel's end to the next one's start in a stream, kernel prologue included. An assumption, not a measurement."""
@@ -71,12 +74,12 @@ class Algorithm(Protocol):
         """Name of the packed-weight format that ``config`` reads; None where it reads the weight as it is."""
         ...
 
-    def pack(self, weight: Tensor, problem: Any, config: Config) -> Tensor:
+    def pack(self, weight: Weights, problem: Any, config: Config) -> Weights:
         """The bank: ``weight`` (``problem.weight_shape``) in the format that ``config`` reads."""
         ...
 
     def launch(
-        self, problem: Any, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, problem: Any, config: Config, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
     ) -> Tensor:
         """Compute the problem; returns a fresh tensor of ``problem.out_shape`` in ``problem.out_layout``."""
         ...
@@ -123,8 +126,8 @@ class TritonAlgorithm:
         problem: Any,
         config: Config,
         x: Tensor,
-        bank: Tensor,
-        bias: Tensor | None,
+        bank: Weights,
+        bias: Weights | None,
         residual: Tensor | None,
         out: Tensor,
     ) -> KernelLaunch:
@@ -136,7 +139,7 @@ class TritonAlgorithm:
         return 1 + len(conversions(problem))
 
     def launch(
-        self, problem: Any, config: Config, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, problem: Any, config: Config, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
     ) -> Tensor:
         """One kernel launch; channels_last tensors and strided planes are copied to dense planes first."""
         out = layout.empty(problem.out_shape, planar(problem.out_layout), x)
@@ -167,7 +170,8 @@ class TritonAlgorithm:
 def refused(algorithm: Any, problem: Problem, device: Device) -> str | None:
     """Why no Triton kernel of ``algorithm`` can serve whatever the sizes are, or None."""
     if not isinstance(problem, algorithm.problems):
-        return f"{algorithm.name} is not for {'depthwise' if isinstance(problem, ConvProblem) else 'dense'} convolutions"
+        kinds = {ConvProblem: "depthwise convolutions", DenseProblem: "dense convolutions", FfnProblem: "ConvFFNs"}
+        return f"{algorithm.name} is not for {kinds[type(problem)]}"
     if device.backend not in ("cuda", "hip"):
         return f"Triton kernels need a CUDA or ROCm GPU, got {device.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
     if problem.dtype not in ("float16", "bfloat16", "float32"):
@@ -224,6 +228,12 @@ def roofline(problem: Problem, device: Device, **seconds: float) -> Estimate:
         moved = 2 * sum(copied) * problem.itemsize  # read and written
         terms["dram"] = terms.get("dram", 0.0) + moved / (device.dram_gbps * 1e9)
     return Estimate(sum(terms.values()), max(terms, key=lambda name: terms[name]))
+
+
+def in_turn(launches: Iterable[Estimate]) -> Estimate:
+    """Launches one after another; the limiter is that of the longest."""
+    found = list(launches)
+    return Estimate(sum(e.seconds for e in found), max(found).limiter)
 
 
 def conversions(problem: Problem) -> list[int]:

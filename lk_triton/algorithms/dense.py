@@ -1,4 +1,4 @@
-"""What the Triton algorithms of dense convolutions share: what they refuse, and kernel arguments of rows of pixels."""
+"""What the Triton algorithms of dense convolutions share: what they refuse, and pixels of a batch as rows of a matrix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import layout
 from ..device import Device
-from ..problem import DenseProblem
+from ..problem import DenseProblem, FfnProblem
 from .base import TritonAlgorithm, refused
 
 EPILOGUE_INSTRUCTIONS = {None: 6, "relu": 8, "gelu": 18, "silu": 17}
@@ -27,7 +27,7 @@ class DenseAlgorithm(TritonAlgorithm):
             reason = f"{problem} has 2^31 pixels or more: split the batch"
         return reason
 
-    def bank_bytes(self, problem: DenseProblem, config: Any) -> int:
+    def bank_bytes(self, problem: Any, config: Any) -> int:
         """There is no bank."""
         return 0
 
@@ -35,12 +35,12 @@ class DenseAlgorithm(TritonAlgorithm):
         """The weight is read as it is."""
         return None
 
-    def pack(self, weight: Tensor, problem: DenseProblem, config: Any) -> Tensor:
+    def pack(self, weight: Any, problem: Any, config: Any) -> Any:
         """The weight itself, in the memory order (out_channels, c, kh, kw)."""
         return weight.contiguous()
 
 
-def pixels(problem: DenseProblem) -> int:
+def pixels(problem: DenseProblem | FfnProblem) -> int:
     """Columns of the matrix product: output pixels of all images."""
     return problem.n * problem.oh * problem.ow
 
@@ -53,6 +53,22 @@ def weight_bytes(problem: DenseProblem) -> int:
 def epilogue_instructions(problem: DenseProblem) -> int:
     """Of one warp for 32 outputs."""
     return EPILOGUE_INSTRUCTIONS[problem.epilogue.activation] + (4 if problem.epilogue.residual else 0)
+
+
+def one_row(problem: DenseProblem | FfnProblem) -> bool:
+    """Whether all pixels of a channel lie one after another."""
+    return problem.layout == "channel_major" or problem.n == 1
+
+
+def rows_are_aligned(problem: DenseProblem | FfnProblem) -> bool:
+    """Whether x is a matrix of rows that begin at multiples of 16 bytes, as a tensor descriptor wants them."""
+    aligned = problem.layout == "channel_major" or problem.h * problem.w * problem.itemsize % 16 == 0
+    return one_row(problem) and aligned
+
+
+def describable(*matrices: Tensor) -> bool:
+    """Whether tensor descriptors can be made of them."""
+    return not any(t.stride(0) * t.element_size() % 16 or t.data_ptr() % 16 for t in matrices)
 
 
 def row_arguments(prefix: str, t: Tensor | None, widest: int) -> dict[str, Any]:

@@ -14,14 +14,21 @@ from .. import layout
 from ..device import Device
 from ..problem import DenseProblem
 from .base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
-from .dense import DenseAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes
+from .dense import (
+    DenseAlgorithm,
+    describable,
+    epilogue_instructions,
+    pixels,
+    row_arguments,
+    rows_are_aligned,
+    weight_bytes,
+)
 from .dot import precisions, rate
 from .pointwise_work import (
     PointwiseConfig,
     dot_of,
     instructions,
     issued_macs,
-    one_row,
     operand_bytes,
     programs_per_sm,
     registers,
@@ -137,7 +144,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
 
 def _fits(problem: DenseProblem, config: PointwiseConfig, device: Device) -> bool:
     """Whether the device can launch ``config`` without spills, and threads have not too little to do."""
-    if config.tma and not (device.capability >= 90 and problem.itemsize == 2 and _rows_are_aligned(problem)):
+    if config.tma and not (device.capability >= 90 and problem.itemsize == 2 and _operands_are_aligned(problem)):
         return False
     accumulators = config.outputs / (device.warp_size * config.num_warps)
     if accumulators < 16 or tensor_columns(problem, config, device) > device.tensor_columns:
@@ -147,18 +154,15 @@ def _fits(problem: DenseProblem, config: PointwiseConfig, device: Device) -> boo
     return in_registers and shared_bytes(problem, config, device) <= device.shared_per_block
 
 
-def _rows_are_aligned(problem: DenseProblem) -> bool:
-    """Whether x is a matrix of rows that begin at multiples of 16 bytes, and the weight too."""
-    aligned = problem.layout == "channel_major" or problem.h * problem.w * problem.itemsize % 16 == 0
-    return one_row(problem) and aligned and problem.c * problem.itemsize % 16 == 0
+def _operands_are_aligned(problem: DenseProblem) -> bool:
+    """Whether the rows of x and of the weight begin at multiples of 16 bytes."""
+    return rows_are_aligned(problem) and problem.c * problem.itemsize % 16 == 0
 
 
 def _matrices(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:
     """x as (C, J) and the weight as (M, C), if tensor descriptors can be made of both."""
     rows, matrix = layout.rows_of(x), weight.flatten(1)
-    if rows is None or any(t.stride(0) * t.element_size() % 16 or t.data_ptr() % 16 for t in (rows, matrix)):
-        return None
-    return rows, matrix
+    return None if rows is None or not describable(rows, matrix) else (rows, matrix)
 
 
 def _descriptors(config: PointwiseConfig, x: Tensor, weight: Tensor) -> dict[str, Any]:

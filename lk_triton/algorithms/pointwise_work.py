@@ -8,7 +8,7 @@ from math import ceil
 
 from ..device import Device
 from ..problem import DenseProblem
-from .dense import pixels
+from .dense import one_row, pixels
 from .dot import Dot, kind_of
 
 
@@ -102,11 +102,6 @@ def registers(problem: DenseProblem, config: PointwiseConfig, device: Device) ->
     count += 0.25 * accumulators if problem.epilogue.residual else 0
     count += 0 if one_row(problem) else 20
     return count + (32 + 2 * dot.elements_per_lane if problem.itemsize == 4 else 0)
-
-
-def one_row(problem: DenseProblem) -> bool:
-    """Whether all pixels of a channel lie one after another."""
-    return problem.layout == "channel_major" or problem.n == 1
 
 
 def tensor_columns(problem: DenseProblem, config: PointwiseConfig, device: Device) -> int:

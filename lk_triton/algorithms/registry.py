@@ -1,9 +1,13 @@
-"""The algorithms, in order of preference at equal estimates. A new one is one line here."""
+"""The algorithms, in order of preference at equal estimates. A new one is one line here.
+
+``pair``, which asks for plans, is added where plans are made: ``tuning/plan.py``.
+"""
 
 from __future__ import annotations
 
 from ..problem import Problem
 from .base import Algorithm
+from .convffn import ConvffnAlgorithm
 from .cublas import CublasAlgorithm
 from .direct import DirectAlgorithm
 from .onednn import OnednnAlgorithm
@@ -15,7 +19,7 @@ from .torch_ import TorchAlgorithm
 
 _ALL: tuple[Algorithm, ...] = (
     ToeplitzAlgorithm(), ResidentAlgorithm(), DirectAlgorithm(), PointwiseAlgorithm(), CublasAlgorithm(), StemAlgorithm(),
-    OnednnAlgorithm(), TorchAlgorithm(),
+    ConvffnAlgorithm(), OnednnAlgorithm(), TorchAlgorithm(),
 )  # fmt: skip
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _ALL}
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import layout
 from ..device import Device
-from ..problem import ConvProblem, DenseProblem, Problem
-from .base import MMA_SHARE, Estimate, activation_bytes, roofline
+from ..problem import Convolution, ConvProblem, DenseProblem, FfnProblem, Problem
+from .base import MMA_SHARE, Estimate, Weights, activation_bytes, in_turn, roofline
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class TorchAlgorithm:
 
     name = "torch"
     config_type: type[Any] = TorchConfig
-    problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem)
+    problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem, FfnProblem)
 
     def supports(self, problem: Problem, device: Device) -> str | None:
         """Serves every problem."""
@@ -37,7 +37,9 @@ class TorchAlgorithm:
 
     def estimate(self, problem: Problem, config: TorchConfig, device: Device) -> Estimate:
         """Depthwise: FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM. Dense:
-        the matrix units' usual share of their peak."""
+        the matrix units' usual share of their peak. A ConvFFN: its layers, one after the other."""
+        if isinstance(problem, FfnProblem):
+            return in_turn(self.estimate(layer, config, device) for layer in problem.layers)
         dense = isinstance(problem, DenseProblem) and problem.dtype != "float32"
         rate = MMA_SHARE * device.mma_half_tflops if dense else 0.1 * device.fp32_tflops
         fma = 2 * problem.nominal_macs / (max(rate, 0.01) * 1e12)
@@ -58,18 +60,22 @@ class TorchAlgorithm:
         """Reads the weight as it is."""
         return None
 
-    def pack(self, weight: Tensor, problem: Problem, config: TorchConfig) -> Tensor:
+    def pack(self, weight: Weights, problem: Problem, config: TorchConfig) -> Weights:
         """The weight itself."""
         return weight
 
     def launch(
-        self, problem: Problem, config: TorchConfig, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, problem: Problem, config: TorchConfig, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
     ) -> Tensor:
         """On a CPU the convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31.
 
         On a GPU float32 runs in NCHW unless TF32 was asked for: torch's own depthwise kernels serve there, in IEEE
         arithmetic, where cuDNN, which serves channels_last, may take TF32.
         """
+        if isinstance(problem, FfnProblem):
+            first, second = problem.layers
+            hidden = self.launch(first, config, x, bank[0], bias and bias[0], None)
+            return self.launch(second, config, hidden, bank[1], bias and bias[1], residual)
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         elif x.dtype == torch.float32 and problem.precision != "tf32":
@@ -81,7 +87,7 @@ class TorchAlgorithm:
         return layout.conform(y, problem.out_layout)
 
 
-def convolve(problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution alone, differentiable.
 
     bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last does not return for

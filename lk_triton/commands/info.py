@@ -8,7 +8,6 @@ import os
 import shutil
 import sysconfig
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,9 +29,7 @@ def info(arguments: argparse.Namespace) -> int:
     """Print the report; returns the exit code."""
     device = target(arguments.arch)
     layers = [
-        (count, explain_problem(replace(problem, dtype=dtype), device))
-        for dtype in DTYPES
-        for problem, count in fused_problems().items()
+        (count, explain_problem(problem, device)) for dtype in DTYPES for problem, count in fused_problems(dtype).items()
     ]
     if arguments.json:
         print(json.dumps(report(device, layers), indent=2))
@@ -55,12 +52,12 @@ def target(arch: str | None) -> devices.Device:
     return devices.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def fused_problems() -> Counter[Problem]:
+def fused_problems(dtype: str) -> Counter[Problem]:
     """Every distinct problem of the fused network at batch 64, and how many layers pose it.
 
     The network runs on the meta device: nothing is allocated or computed.
     """
-    network = create_model(MODEL, device="meta").eval().reparameterize()
+    network = create_model(MODEL, device="meta", dtype=getattr(torch, dtype)).eval().reparameterize()
     return problems_of(network, INPUT)
 
 

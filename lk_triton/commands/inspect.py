@@ -6,10 +6,11 @@ import argparse
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from tabulate import tabulate
 
 from .. import device as devices
@@ -19,11 +20,11 @@ from ..algorithms.base import TritonAlgorithm
 from ..device import Device
 from ..inspector import Inspection
 from ..models import create_model
-from ..problem import ConvProblem, Epilogue, Problem
+from ..problem import ConvProblem, Epilogue, FfnProblem, Problem
 from ..recorder import problems_of
 from ..tuning import tuner
 from ..tuning.entry import problem_to_json
-from ..tuning.plan import refusal
+from ..tuning.plan import plan, refusal
 from . import CommandError, words
 
 Inspected = list[tuple[Problem, int, list[Inspection]]]
@@ -40,7 +41,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     _check(arguments)
     device = _target(arguments)
     network = arguments.model is not None
-    problems = _layers(arguments) if network else Counter([_problem(arguments)])
+    problems = _layers(arguments, device) if network else Counter([_problem(arguments)])
     algorithm = arguments.algorithm
     top = arguments.top or (1 if network else TOP)
     work = [(problem, count, _candidates(problem, device, algorithm, top, network)) for problem, count in problems.items()]
@@ -102,14 +103,22 @@ def _problem(arguments: argparse.Namespace) -> ConvProblem:
     )  # fmt: skip
 
 
-def _layers(arguments: argparse.Namespace) -> Counter[Problem]:
-    """The distinct problems of the fused network and how many layers pose each; nothing is computed."""
+def _layers(arguments: argparse.Namespace, device: Device) -> Counter[Problem]:
+    """The distinct problems of the fused network and how many layers pose each; nothing is computed.
+
+    A ConvFFN that is planned as two kernels is listed as its layers.
+    """
     try:
-        network = create_model(arguments.model, device="meta").eval().reparameterize()
+        network = create_model(arguments.model, device="meta", dtype=getattr(torch, arguments.dtype)).eval().reparameterize()
     except ValueError as error:
         raise CommandError(str(error)) from None
-    found = problems_of(network, (arguments.batch, 3, arguments.size, arguments.size))
-    return Counter({replace(problem, dtype=arguments.dtype): count for problem, count in found.items()})
+    found: Counter[Problem] = Counter()
+    for problem, count in problems_of(network, (arguments.batch, 3, arguments.size, arguments.size)).items():
+        if isinstance(problem, FfnProblem) and plan(problem, device).algorithm == "pair":
+            found.update(dict.fromkeys(problem.layers, count))
+        else:
+            found[problem] += count
+    return found
 
 
 def _candidates(problem: Problem, device: Device, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
@@ -120,6 +129,8 @@ def _candidates(problem: Problem, device: Device, algorithm: str | None, top: in
     reason = None if algorithm is None else refusal(problem, device, algorithm)
     if reason is not None and not prefer:
         raise CommandError(f"{algorithm} cannot serve {problem} on {device.name}: {reason}")
+    if isinstance(problem, FfnProblem):  # the pair has no kernel of its own
+        algorithm, reason = "convffn", None
     if algorithm is None or reason is not None:
         found = tuner.candidates(problem, device, top)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -48,12 +48,10 @@ def problems(model: str, batches: list[int], sizes: list[int], dtypes: list[str]
         network = create_model(model, device="meta").eval().reparameterize()
     except ValueError as error:
         raise CommandError(str(error)) from None
-    found = [
-        replace(problem, dtype=dtype)
-        for dtype, size, batch in product(dtypes, sizes, batches)
-        for problem in problems_of(network, (batch, 3, size, size))
-    ]
-    return list(dict.fromkeys(found))
+    found: list[Problem] = []
+    for dtype, size, batch in product(dtypes, sizes, batches):
+        found += problems_of(network.to(getattr(torch, dtype)), (batch, 3, size, size))
+    return tuner.with_layers(found)
 
 
 def _measure(arguments: argparse.Namespace) -> int:

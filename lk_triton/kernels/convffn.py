@@ -18,7 +18,7 @@ def convffn_kernel(
     J, x_plane_v, stride_xn, stride_xc, r_plane_v, stride_rn, stride_rc, o_plane_v, stride_on, stride_oc,
     C: tl.constexpr, HIDDEN: tl.constexpr, BP: tl.constexpr, BH: tl.constexpr, TMA: tl.constexpr,
     X_ROW: tl.constexpr, R_ROW: tl.constexpr, O_ROW: tl.constexpr, XV: tl.constexpr, RV: tl.constexpr, OV: tl.constexpr,
-    ACTIVATION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
+    ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CAST_OPERANDS: tl.constexpr,
 ):  # fmt: skip
     """x, residual, out (N, C, ...), w1 (HIDDEN, C), b1 (HIDDEN,), w2 (C, HIDDEN), b2 (C,); 16-bit types, J columns.
 
@@ -49,7 +49,7 @@ def convffn_kernel(
         hidden = activate(hidden, ACTIVATION, True).to(w2_block.dtype)
         acc = _dot(hidden, tl.trans(w2_block), acc, CAST_OPERANDS)
     store_tile(tl.trans(acc), b2, residual, out, c, j, C, J, r_plane_v, stride_rn, stride_rc, o_plane_v, stride_on, stride_oc,
-               R_ROW, O_ROW, RV, OV, True, None, True)  # fmt: skip
+               R_ROW, O_ROW, RV, OV, True, None, HAS_RESIDUAL)  # fmt: skip
 
 
 @triton.jit

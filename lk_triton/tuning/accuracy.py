@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .. import layout
+from ..algorithms.base import Weights
 from ..algorithms.torch_ import activate, convolve
-from ..problem import Problem
+from ..problem import FfnProblem, Problem
 
 TF32_BITS = 13
 """Bits of a float32's significand that TF32 does not have."""
@@ -52,11 +54,11 @@ def judge(result: Tensor, torch_result: Tensor, exact: Tensor) -> Verdict:
 
 class Inputs(NamedTuple):
     """x (N, C, H, W) in the problem's layout, the weight (``weight_shape``), and what the epilogue asks for: bias of the
-    output's channels, residual of the output's shape and layout."""
+    output's channels, residual of the output's shape and layout. A ConvFFN has pairs of both, and adds x, as in networks."""
 
     x: Tensor
-    weight: Tensor
-    bias: Tensor | None
+    weight: Weights
+    bias: Weights | None
     residual: Tensor | None
 
 
@@ -65,6 +67,10 @@ def draw(problem: Problem, device: torch.device, generator: torch.Generator | No
 
     A problem that asks for ``tf32`` gets values that TF32 holds exactly, so that float64 sees what the tensor cores see.
     """
+
+    if isinstance(problem, FfnProblem):
+        (x, w1, b1, _), (_, w2, b2, _) = (draw(layer, device, generator) for layer in problem.layers)
+        return Inputs(x, (w1, w2), None if b1 is None else (b1, b2), x if problem.epilogue.residual else None)
 
     def normal(*shape: int) -> Tensor:
         values = torch.randn(shape, device=device, dtype=getattr(torch, problem.dtype), generator=generator)
@@ -83,8 +89,11 @@ def draw(problem: Problem, device: torch.device, generator: torch.Generator | No
     )
 
 
-def eager(problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+def eager(problem: Problem, x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None = None) -> Tensor:
     """The problem by torch's own operations, in the dtype of the tensors."""
+    if isinstance(problem, FfnProblem):
+        (first, second), (b1, b2) = problem.layers, bias or (None, None)
+        return eager(second, eager(first, x, weight[0], b1), weight[1], b2, residual)
     y = activate(convolve(problem, x, weight, bias), problem.epilogue.activation)
     return y if residual is None else y + residual
 
@@ -96,8 +105,7 @@ class Gate:
         self.x, self.weight, self.bias, self.residual = inputs = draw(problem, device, generator)
         # in NCHW torch's own kernels serve; cuDNN, which serves channels_last, may take TF32 and loosen the bound
         self._torch = eager(problem, self.x.contiguous(), *inputs[1:])
-        bias, residual = (t if t is None else t.double() for t in inputs[2:])
-        self._exact = eager(problem, self.x.double(), self.weight.double(), bias, residual)
+        self._exact = eager(problem, *tree_map_only(Tensor, Tensor.double, tuple(inputs)))
 
     def check(self, run: Callable[[Tensor], Tensor]) -> Verdict:
         """Judge ``run(x)``. The memory that its output is likely to get is filled with NaN first."""

@@ -19,7 +19,7 @@ import torch
 
 from ..algorithms import registry
 from ..algorithms.base import Config
-from ..problem import ConvProblem, DenseProblem, Epilogue, Problem
+from ..problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem
 
 PACKAGE = Path(__file__).parents[1]
 KERNELS = PACKAGE / "kernels"
@@ -62,7 +62,7 @@ def from_json(data: Any) -> Entry:
     return entry
 
 
-KINDS: dict[str, type[Problem]] = {"depthwise": ConvProblem, "dense": DenseProblem}
+KINDS: dict[str, type[Problem]] = {"depthwise": ConvProblem, "dense": DenseProblem, "ffn": FfnProblem}
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:

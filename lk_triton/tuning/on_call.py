@@ -53,7 +53,7 @@ def _tune_once(problem: Problem, place: torch.device, device: devices.Device) ->
         _tuned.add((problem, device))
         logger.info("%s=1: tuning %s on %s", VARIABLE, problem, device.name)
         try:
-            tuner.tune_problems([problem], place)
+            tuner.tune_problems(tuner.with_layers([problem]), place)
         except Exception as error:  # out of memory, an unwritable cache, ...
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             logger.warning("tuning %s on %s failed, its plan stays an unmeasured one: %s", problem, device.name, reason)

@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from ..algorithms import registry
 from ..algorithms.base import Config
+from ..algorithms.pair import PairAlgorithm
 from ..device import Device
 from ..problem import Problem
 from . import cache
@@ -150,3 +151,6 @@ def _measured(problem: Problem, device: Device) -> Iterator[tuple[str, tuple[Ent
 def _reads(pair: tuple[str, Config]) -> str | None:
     """The bank format that a config of the algorithm of that name reads."""
     return registry.get(pair[0]).bank_format(pair[1])
+
+
+registry.ALGORITHMS[PairAlgorithm.name] = PairAlgorithm(plan)

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .. import device as devices
 from ..algorithms import registry
-from ..algorithms.base import Config
+from ..algorithms.base import Config, Weights
 from ..device import Device
 from ..log import logger
-from ..problem import Problem
+from ..problem import FfnProblem, Problem
 from . import cache, timing
 from .accuracy import Gate, draw
 from .entry import Entry, source_hash, versions
@@ -105,6 +106,14 @@ def why_not(place: torch.device) -> str | None:
     if devices.of(place).backend not in ("cuda", "hip"):
         return f"nothing to tune on {place}: Triton kernels need a CUDA or ROCm GPU"
     return None
+
+
+def with_layers(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems, each once, and before a ConvFFN its layers: one kernel is compared with their best plans."""
+    found: list[Problem] = []
+    for problem in problems:
+        found += [*problem.layers, problem] if isinstance(problem, FfnProblem) else [problem]
+    return list(dict.fromkeys(found))
 
 
 def candidates(problem: Problem, device: Device, top_k: int = TOP_K) -> list[Candidate]:
@@ -199,7 +208,7 @@ def measure(
 
 
 def launch(
-    problem: Problem, candidate: Candidate, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None
+    problem: Problem, candidate: Candidate, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
 ) -> Tensor:
     """Run a candidate as the op would."""
     return registry.get(candidate.algorithm).launch(problem, candidate.config, x, bank, bias, residual)
@@ -207,7 +216,7 @@ def launch(
 
 def _first_runs(
     problem: Problem, found: Sequence[Candidate], gate: Gate, rejected: dict[Candidate, str]
-) -> dict[Candidate, Tensor]:
+) -> dict[Candidate, Weights]:
     """Pack and launch every candidate once, and return the banks of those that could.
 
     That compiles them, in parallel: ptxas is a process of its own, and Triton's compiler releases the interpreter lock while
@@ -216,7 +225,7 @@ def _first_runs(
     """
 
     @torch.inference_mode()  # of each thread by itself
-    def first_run(candidate: Candidate) -> Tensor | str:
+    def first_run(candidate: Candidate) -> Weights | str:
         try:
             bank = registry.get(candidate.algorithm).pack(gate.weight, problem, candidate.config)
             launch(problem, candidate, gate.x, bank, gate.bias, gate.residual)
@@ -230,7 +239,7 @@ def _first_runs(
     with ThreadPoolExecutor(workers) as pool:
         outcomes = dict(zip(found, pool.map(first_run, found), strict=True))
     rejected |= {candidate: reason for candidate, reason in outcomes.items() if isinstance(reason, str)}
-    return {candidate: bank for candidate, bank in outcomes.items() if isinstance(bank, Tensor)}
+    return {candidate: bank for candidate, bank in outcomes.items() if candidate not in rejected}
 
 
 class _Images:
@@ -251,17 +260,17 @@ class _Images:
 def _timer(
     problem: Problem,
     candidate: Candidate,
-    bank: Tensor,
+    bank: Weights,
     gate: Gate,
     images: _Images,
     place: torch.device,
     timer: TimerFactory,
 ) -> Timer:
     """Times a candidate over rotating images and banks: in a network other layers flush L2 between two calls of this one."""
-    read = sum(t.nbytes for t in (gate.x, bank, gate.residual) if t is not None)
+    read = sum(t.nbytes for t in {gate.x, gate.residual, *tree_leaves(bank)} if t is not None)
     count = timing.buffers_for(read + prod(problem.out_shape) * problem.itemsize, place)
     drawn = images.take(count)
-    banks = [bank, *(bank.clone() for _ in range(count - 1))]
+    banks = [bank, *(tree_map_only(Tensor, Tensor.clone, bank) for _ in range(count - 1))]
 
     def call(i: int) -> Tensor:
         x, residual = drawn[i]

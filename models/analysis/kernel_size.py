@@ -5,7 +5,7 @@ The networks are those of the paper's table 5. Its counts are of networks withou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -60,10 +60,10 @@ def estimate(name: str, device: Device, batch: int, size: int, dtype: str) -> Es
     Args:
         dtype: torch's name of it, such as ``float16``.
     """
-    fused = create_model(name, device="meta").eval().convert("fused")
+    fused = create_model(name, device="meta", dtype=getattr(torch, dtype)).eval().convert("fused")
     ours = torchs = 0.0
     for problem, count in problems_of(fused, (batch, 3, size, size)).items():
-        explanation = explain_problem(replace(problem, dtype=dtype), device)
+        explanation = explain_problem(problem, device)
         seconds = {n: s for n, s in explanation.algorithms.items() if not isinstance(s, str)}
         ours += count * seconds[explanation.plan.algorithm]
         torchs += count * seconds["torch"]

@@ -6,6 +6,7 @@ import random
 import zlib
 
 import pytest
+import test_convffn
 import test_dense
 import test_direct
 import test_toeplitz
@@ -13,7 +14,7 @@ import torch
 
 from lk_triton import device
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, Problem
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem
 from lk_triton.tuning.accuracy import Gate
 
 pytestmark = pytest.mark.gpu
@@ -38,6 +39,8 @@ DRAW = {
     "direct": test_direct.draw,
     "pointwise": lambda rng: test_dense.random_problem(rng, True),
     "stem": lambda rng: test_dense.random_problem(rng, False),
+    "convffn": test_convffn.random_problem,
+    "pair": test_convffn.random_problem,
 }
 
 LAYERS: dict[str, Problem] = {
@@ -48,6 +51,11 @@ LAYERS: dict[str, Problem] = {
     **{
         f"1x1-{c}-{o}-on-{w}": DenseProblem(4, c, w, w, o, layout="channel_major", out_layout="channel_major")
         for c, o, w in ((128, 512, 56), (1024, 256, 28), (512, 512, 14), (4096, 1024, 7))
+    },
+    **{
+        f"ffn-{c}-on-{w}-n{n}": FfnProblem(n, c, w, w, 4 * c, layout="channel_major", out_layout="channel_major")
+        for c, w in ((128, 56), (256, 28))
+        for n in (1, 4)
     },
     "stem": DenseProblem(2, 3, 224, 224, 128, 3, 3, (2, 2), (1, 1), out_layout="channel_major"),
 }

@@ -19,6 +19,7 @@ import lk_triton
 from lk_triton import device
 from lk_triton.algorithms import registry
 from lk_triton.models import RepLKNet, create_model
+from lk_triton.problem import FfnProblem, Problem
 from lk_triton.recorder import MODULES, problem_of_call
 from lk_triton.tuning.plan import plan
 
@@ -44,9 +45,13 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in MODULES:
             problem = problem_of_call(func, args)
-            chosen = plan(problem, H100)
-            algorithm: Any = registry.get(chosen.algorithm)
-            self.kernels[chosen.algorithm] += algorithm.launches(problem, chosen.config)
+            parts: tuple[Problem, ...] = (problem,)
+            if isinstance(problem, FfnProblem) and plan(problem, H100).algorithm == "pair":
+                parts = problem.layers
+            for part in parts:
+                chosen = plan(part, H100)
+                algorithm: Any = registry.get(chosen.algorithm)
+                self.kernels[chosen.algorithm] += algorithm.launches(part, chosen.config)
         elif any("Tensor" in str(r.type) and r.alias_info is None for r in func._schema.returns):
             self.kernels[str(func)] += 1
         return func(*args, **(kwargs or {}))
@@ -72,23 +77,24 @@ class Peak(TorchDispatchMode):
 
 
 def test_launches_of_31b_when_all_is_triton() -> None:
-    """Stem 4, RepLK block 3, ConvFFN 2, transition 2: 4 + 24 * (3 + 2) + 3 * 2; then the head."""
+    """Stem 4, RepLK block 3, ConvFFN 1 in the first two stages of two pairs each and 2 behind, transition 2; then the head."""
     with fake_network() as (model, images), lk_triton.use("pointwise"), Launches() as counted:
         model.forward_features(images)
-    assert counted.kernels["pointwise"] == 1 + 24 * 4 + 3
+    assert counted.kernels["pointwise"] == 1 + 24 * 4 - 4 * 2 + 3
+    assert counted.kernels["convffn"] == 4
     assert counted.kernels["stem"] == 1
-    assert sum(counted.kernels.values()) == 130, counted.kernels
+    assert sum(counted.kernels.values()) == 126, counted.kernels
     with fake_network() as (model, images), lk_triton.use("pointwise"), Launches() as counted:
         model(images)
-    assert sum(counted.kernels.values()) == 130 + 3, counted.kernels  # mean, norm, head
+    assert sum(counted.kernels.values()) == 126 + 3, counted.kernels  # mean, norm, head
 
 
 def test_each_cublas_product_adds_its_epilogue() -> None:
     with fake_network() as (model, images), Launches() as planned:
         model.forward_features(images)
     products = planned.kernels["cublas"] // 2
-    assert planned.kernels["pointwise"] + products == 1 + 24 * 4 + 3
-    assert sum(planned.kernels.values()) == 130 + products
+    assert planned.kernels["pointwise"] + products == 1 + 24 * 4 - 4 * 2 + 3
+    assert sum(planned.kernels.values()) == 126 + products
 
 
 def test_no_layout_copy_between_the_stem_and_the_maps() -> None:
@@ -99,7 +105,7 @@ def test_no_layout_copy_between_the_stem_and_the_maps() -> None:
     assert set(counted.kernels) <= set(registry.ALGORITHMS), counted.kernels
 
 
-@pytest.mark.parametrize(("chunk", "share"), [(None, 0.7), (32, 0.5), (8, 0.4)])
+@pytest.mark.parametrize(("chunk", "share"), [(None, 0.7), (32, 0.46), (8, 0.37)])
 def test_peak_of_activations(chunk: int | None, share: float) -> None:
     with fake_network("training") as (model, images), Peak() as unfused:
         model(images)

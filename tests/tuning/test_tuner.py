@@ -297,7 +297,7 @@ def test_the_problems_of_a_model() -> None:
 def test_the_problems_of_a_network_that_is_not_there() -> None:
     network = create_model("replknet_31b", device="meta").eval().reparameterize()
     found = problems_of(network, (64, 3, 224, 224))
-    large = {(p.c, p.h, p.kh): count for p, count in found.items() if p.kh > 3}
+    large = {(p.c, p.h, p.kh): count for p, count in found.items() if isinstance(p, ConvProblem) and p.kh > 3}
     assert large == {(128, 56, 31): 2, (256, 28, 29): 2, (512, 14, 27): 18, (1024, 7, 13): 2}
     dense: Counter[tuple[int, int, int]] = Counter()
     for p, count in found.items():
@@ -311,7 +311,8 @@ def test_the_problems_of_a_network_that_is_not_there() -> None:
 def test_tuning_a_model(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     install(monkeypatch, clock, FakeConfig(1, 1))
     results = lk_triton.tune(Net().eval(), (2, 4, 9, 7), dtype=torch.bfloat16)
-    assert [(r.problem.kh, r.problem.dtype) for r in results] == [(5, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
+    assert [getattr(r.problem, "kh", None) for r in results] == [5, 1, 3]
+    assert {r.problem.dtype for r in results} == {"bfloat16"}
     assert [r.microseconds is None for r in results] == [False, True, False], "the fake algorithm is for depthwise layers"
     assert all(plan(r.problem, devices.of(CPU)).source == "user cache" for r in results if r.microseconds is not None)
 

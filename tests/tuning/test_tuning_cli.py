@@ -39,7 +39,7 @@ def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert {line["type"] for line in listed} == {"candidates"}
     assert summary == {"type": "summary", "problems": len(listed), "measured": 0, "failed": 0}
     assert header["problems"] == len(listed)
-    large = [line for line in listed if line["problem"]["kh"] > 3]
+    large = [line for line in listed if line["problem"].get("kh", 1) > 3]
     assert len(large) == 4 * 2 * 2
     for posed in large:
         estimates = [c["estimate_us"] for c in posed["candidates"]]

@@ -1,0 +1,182 @@
+"""ConvFFNs (``convffn``, ``pair``): right whatever sizes, layouts and config; counted work; estimates beside measurements."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from compilation import compile_all
+from torch import Tensor
+
+from lk_triton import device, layout
+from lk_triton.algorithms import registry
+from lk_triton.algorithms.convffn import ConvffnAlgorithm
+from lk_triton.algorithms.convffn_work import ConvffnConfig, issued_macs, shared_bytes, tensor_columns, weight_bytes
+from lk_triton.problem import Epilogue, FfnProblem
+from lk_triton.tuning.accuracy import Gate
+from lk_triton.tuning.plan import plan
+
+H100 = device.TABLE["h100"]
+CPU = torch.device("cpu")
+CONVFFN, PAIR = ConvffnAlgorithm(), registry.get("pair")
+CHANNEL_MAJOR: dict[str, Any] = {"layout": "channel_major", "out_layout": "channel_major"}
+STAGE1 = FfnProblem(64, 128, 56, 56, 512, **CHANNEL_MAJOR)
+STAGE2 = FfnProblem(64, 256, 28, 28, 1024, **CHANNEL_MAJOR)
+
+
+def random_problem(rng: random.Random) -> FfnProblem:
+    order = rng.choice(["channel_major", "channel_major", "nchw", "channels_last"])
+    out_layout = rng.choice([order, "nchw", "channel_major"])
+    n = rng.choice([1, 2, 3]) if order == "channel_major" else 1
+    h = rng.randint(1, 9) if order == out_layout == "channel_major" else 8
+    return FfnProblem(
+        n, rng.choice([64, 64, 128]), h, rng.randint(1, 9), rng.choice([32, 64, 96]),
+        dtype=rng.choice(["float16", "bfloat16"]), layout=order, out_layout=out_layout,
+        epilogue=Epilogue(True, rng.choice(["gelu", "relu", "silu"]), rng.random() < 0.7),
+    )  # fmt: skip
+
+
+def test_random_problems_and_configs() -> None:
+    """Outputs start as NaN; all algorithms in the interpreter."""
+    rng = random.Random(5)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(24):
+        problem = random_problem(rng)
+        gate = Gate(problem, CPU)
+        for name, algorithm in registry.meant_for(problem).items():
+            assert algorithm.supports(problem, device.of(CPU)) is None
+            configs, tma = algorithm.configs(problem, H100), rng.random() < 0.5
+            config = rng.choice([c for c in configs if getattr(c, "tma", tma) == tma])
+            bank = algorithm.pack(gate.weight, problem, config)
+
+            def run(x: Tensor, a=algorithm, p=problem, c=config, b=bank, g=gate) -> Tensor:
+                out = a.launch(p, c, x, b, g.bias, g.residual)
+                assert out.stride() == layout.strides(p.out_shape, p.out_layout)
+                return out
+
+            verdict = gate.check(run)
+            assert verdict.ok, (problem, name, config, verdict)
+            seen.add((name, getattr(config, "tma", None), problem.dtype))
+    assert {name for name, _, _ in seen} == {"convffn", "pair", "torch"}
+    assert {(tma, dtype) for name, tma, dtype in seen if name == "convffn"} == {
+        (tma, dtype) for tma in (True, False) for dtype in ("float16", "bfloat16")
+    }
+
+
+def test_pointers_are_as_right_as_descriptors() -> None:
+    problem = FfnProblem(2, 64, 5, 7, 128, **CHANNEL_MAJOR)
+    gate = Gate(problem, CPU)
+    for tma in (True, False):
+        config = next(c for c in CONVFFN.configs(problem, H100) if c.tma == tma)
+        verdict = gate.check(lambda x, c=config: CONVFFN.launch(problem, c, x, gate.weight, gate.bias, gate.residual))
+        assert verdict.ok, verdict
+
+
+def test_counted_work_is_what_the_kernel_does(recorded) -> None:
+    for problem in (FfnProblem(2, 64, 5, 7, 96, **CHANNEL_MAJOR), FfnProblem(1, 128, 8, 9, 64, layout="nchw")):
+        gate = Gate(problem, CPU)
+        for config in CONVFFN.configs(problem, H100):
+            if config.tma or config.num_stages > 2:
+                continue
+            recorded.clear()
+            CONVFFN.launch(problem, config, gate.x, CONVFFN.pack(gate.weight, problem, config), gate.bias, gate.residual)
+            tiles = -(-problem.n * problem.h * problem.w // config.pixels)
+            assert recorded.macs == issued_macs(problem, config)
+            assert sum(map(recorded.bytes_of, gate.weight)) == tiles * weight_bytes(problem)
+
+
+MEASURED = {
+    (STAGE1, (128, 64, 8, 2, True)): 144.5,
+    (STAGE1, (64, 64, 4, 3, True)): 169.8,
+    (STAGE2, (64, 64, 4, 3, True)): 140.1,
+    (STAGE2, (128, 64, 8, 2, False)): 143.8,
+    (STAGE2, (128, 64, 8, 2, True)): 155.1,
+    (replace(STAGE1, n=1), (64, 64, 4, 2, True)): 12.8,
+    (replace(STAGE1, n=1), (64, 64, 4, 3, True)): 11.2,
+    (replace(STAGE2, n=1), (64, 64, 4, 3, True)): 22.3,
+}
+"""Median microseconds of ``convffn`` on an H100 80GB HBM3, float16, torch 2.11, Triton 3.6, weights and images out of L2."""
+
+PAIRS = {STAGE1: 256.2, STAGE2: 161.1, replace(STAGE1, n=1): 13.0, replace(STAGE2, n=1): 13.4}
+"""The same of the best pair."""
+
+
+def test_estimates_are_near_the_measurements() -> None:
+    for (problem, config), us in MEASURED.items():
+        assert ConvffnConfig(*config) in CONVFFN.configs(problem, H100)
+        estimate = CONVFFN.estimate(problem, ConvffnConfig(*config), H100).seconds * 1e6
+        assert estimate == pytest.approx(us, rel=0.25), (problem, config)
+    for problem, us in PAIRS.items():
+        estimate = PAIR.estimate(problem, PAIR.configs(problem, H100)[0], H100).seconds * 1e6
+        assert estimate == pytest.approx(us, rel=0.25), problem
+
+
+def test_the_plans_are_those_that_were_fastest() -> None:
+    assert {p: plan(p, H100).algorithm for p in (STAGE1, STAGE2, replace(STAGE2, n=1))} == {
+        STAGE1: "convffn", STAGE2: "convffn", replace(STAGE2, n=1): "pair",
+    }  # fmt: skip
+    assert plan(replace(STAGE1, dtype="float32"), H100).algorithm == "pair"
+    assert plan(STAGE1, H100, "torch").source == "explicit"
+
+
+def test_refusals() -> None:
+    def reason(**changes: object) -> str:
+        return str(CONVFFN.supports(replace(STAGE1, **changes), H100))  # pyright: ignore[reportArgumentType]
+
+    assert "512 channels are not one of 64, 128, 256" in reason(c=512)
+    assert "float32" in reason(dtype="float32")
+    assert "no multiple of 32" in reason(hidden=80)
+    assert "not one row" in reason(layout="nchw")
+    assert "only a channel-major output" in reason(out_layout="nchw", h=7, w=7)
+    assert "need a bias" in reason(epilogue=Epilogue(False, "gelu"))
+    assert "split the batch" in reason(n=2**20)
+    assert "sm_80 or newer" in str(CONVFFN.supports(STAGE1, device.for_arch("sm_70")))
+    assert "not for dense" in str(registry.get("convffn").supports(STAGE1.layers[0], H100))
+    assert "ConvFFNs" in str(PAIR.supports(STAGE1.layers[0], H100))
+    assert "ConvFFNs" in str(registry.get("direct").supports(STAGE1, H100))
+
+
+def drawn(arch: str, count: int) -> list[tuple]:
+    """Problems like a network's, each with one of its legal configs, drawn with a fixed seed."""
+    rng, target, found = random.Random(arch), device.for_arch(arch), []
+    while len(found) < count:
+        size = rng.choice([28, 7])
+        fields = {
+            "n": rng.choice([1, 3, 16]), "c": rng.choice([64, 128, 256]), "h": size, "w": size,
+            "hidden": rng.choice([256, 1024]), "dtype": rng.choice(["float16", "bfloat16"]), "layout": "channel_major",
+            "out_layout": rng.choice(["channel_major", "channel_major", "nchw"]),
+        }  # fmt: skip
+        epilogue = (True, rng.choice(["gelu", "relu", "silu"]), rng.random() < 0.7)
+        problem = FfnProblem(**fields, epilogue=Epilogue(*epilogue))
+        configs = CONVFFN.configs(problem, target)
+        if configs and CONVFFN.supports(problem, target) is None:
+            found.append((arch, "convffn", fields, epilogue, rng.randrange(len(configs))))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_a_sample_of_legal_configs_compiles(arch: str) -> None:
+    """Shared and tensor memory keep to their bounds; nothing spills, on sm_100 but for a few registers."""
+    cases, target = drawn(arch, 10), device.for_arch(arch)
+    for (_, _, fields, epilogue, number), report in zip(cases, compile_all(cases), strict=True):
+        problem = FfnProblem(**fields, epilogue=Epilogue(*epilogue))
+        config = CONVFFN.configs(problem, target)[number]
+        assert report["spill_bytes"] <= (128 if arch == "sm_100" else 0), (problem, config)
+        assert report["shared_bytes"] <= shared_bytes(problem, config) <= target.shared_per_block, (problem, config)
+        assert report["tensor_columns"] <= tensor_columns(problem, config, target), (problem, config)
+        assert report["loop"]["mma"] > 0, (problem, config)
+
+
+@pytest.mark.slow
+def test_the_plan_of_stage_1_compiles() -> None:
+    """The registers and the shared memory that let two programs share an SM."""
+    order = {"n": 64, "c": 128, "h": 56, "w": 56, "hidden": 512, **CHANNEL_MAJOR}
+    (report,) = compile_all([("sm_90", "convffn", order, (True, "gelu", True))])
+    assert report["spill_bytes"] == 0
+    assert report["registers"] <= 128
+    assert report["loop"]["mma_kind"].startswith("HGMMA")
