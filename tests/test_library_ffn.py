@@ -57,7 +57,8 @@ def test_is_its_two_layers(activation: str, algorithm: str) -> None:
 @pytest.mark.usefixtures("no_interpreter")
 def test_gradients_and_autocast() -> None:
     given = tensors(dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x, w1, b1, w2, b2: conv_ffn(x, w1, b1, w2, b2, x), [t.requires_grad_() for t in given])
+    inputs = [t.requires_grad_() for t in given]
+    assert torch.autograd.gradcheck(lambda x, w1, b1, w2, b2: conv_ffn(x, w1, b1, w2, b2, x), inputs)
     with pytest.raises(ValueError, match="no gradients yet"):
         conv_ffn(*given, algorithm="pair")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

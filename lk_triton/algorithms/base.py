@@ -153,8 +153,8 @@ class TritonAlgorithm:
         problem: Any,
         config: Any,
         x: Tensor,
-        bank: Tensor,
-        bias: Tensor | None,
+        bank: Weights,
+        bias: Weights | None,
         residual: Tensor | None,
         out: Tensor,
     ) -> None:
@@ -164,7 +164,12 @@ class TritonAlgorithm:
         def first() -> KernelLaunch:
             return self.kernel_launch(problem, config, x, bank, bias, residual, out)
 
-        launch_again(self.name, problem, config, (x, bank, bias, residual, out), first, x.device)
+        tensors = (x, *_each(bank), *_each(bias), residual, out)
+        launch_again(self.name, problem, config, tensors, first, x.device)
+
+
+def _each(weights: Weights | None) -> tuple[Tensor | None, ...]:
+    return weights if isinstance(weights, tuple) else (weights,)
 
 
 def refused(algorithm: Any, problem: Problem, device: Device) -> str | None:

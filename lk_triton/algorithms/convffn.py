@@ -77,7 +77,7 @@ class ConvffnAlgorithm(DenseAlgorithm):
         """The products and the instructions between them, one after the other on the fullest SM, or L2, or DRAM.
 
         A step's second product waits for the activation, and that for the first. That another resident program does not fill
-        the gaps was measured (H100, float16, (64, 128, 56, 56): 144 us, where products and instructions make 67 and 82); what
+        the gaps was measured (H100, float16, (64, 128, 56, 56): 144 us, where products and instructions take 67 and 70); what
         it does hide is the latency of the weights, for which a program alone on its SM waits. No constant is fitted.
         """
         tiles, steps = tiles_of(problem, config), steps_of(problem, config)
