@@ -26,7 +26,8 @@ class Relaunch:
     """
 
     def __init__(self, launch: KernelLaunch, compiled: Any, tensors: Tensors) -> None:
-        self.compiled, self.grid = compiled, launch.grid
+        self.compiled = compiled
+        self.grid = (*launch.grid, 1, 1)[:3]  # a compiled kernel wants all three
         self.args = [launch.args[name] for name in launch.kernel.arg_names]
         self.plain: list[tuple[int, int]] = []
         self.described: list[tuple[int, int]] = []

@@ -39,7 +39,7 @@ TILES = ((8, 32), (4, 32), (16, 16), (8, 16), (4, 16), (8, 8), (16, 8))
 """(rows, columns)."""
 
 MOST_OUTPUTS_WITH_RESIDUAL = 128
-"""With more, the accumulators and what is added to them spill."""
+"""With more, or with rows of odd length more than half as many, the accumulators and what is added to them spill."""
 
 BUFFERS = (4, 8, 16)
 WIDEST_ROW = 64
@@ -71,7 +71,7 @@ class ResidentAlgorithm(TritonAlgorithm):
             outputs = rows * columns
             if window is None or rows >= 2 * problem.oh or columns >= 2 * max(problem.ow, 8):
                 continue
-            if problem.epilogue.residual and outputs > MOST_OUTPUTS_WITH_RESIDUAL:
+            if problem.epilogue.residual and outputs > MOST_OUTPUTS_WITH_RESIDUAL // (2 if widths == [1] else 1):
                 continue
             blocks = ceil(problem.oh / rows) * image_blocks(problem)
             if split > 1 and (split > blocks or problem.c * ceil(problem.ow / columns) > 2 * device.sms):

@@ -124,7 +124,8 @@ def matrix_elements(problem: ConvProblem, config: ResidentConfig) -> int:
 def shared_bytes(problem: ConvProblem, config: ResidentConfig) -> int:
     """Shared memory of one program, an upper bound: the matrix, the input rows, and outputs on their way."""
     rows = config.groups * config.buffers * IMAGES * config.step_k
-    return 2 * (matrix_elements(problem, config) + rows) + config.groups * IMAGES * max(config.outputs, 128) + 256
+    outputs = config.groups * IMAGES * max(config.outputs, 128) * (2 if config.store == 1 else 1)
+    return 2 * (matrix_elements(problem, config) + rows) + outputs + 256
 
 
 def registers(config: ResidentConfig) -> int:

@@ -84,14 +84,18 @@ def _image(x_c, stride_xn, pitch, column, W, BM: gl.constexpr, D: gl.constexpr, 
 def _copy(x_smem, address, m, columns, d, shift, ib, i, N, H, BM: gl.constexpr, D: gl.constexpr, MASK_N: gl.constexpr,
           MASK_X: gl.constexpr, SYNC: gl.constexpr):  # fmt: skip
     """One step's loads, unmasked where all exist; SYNC: through registers, for elements that are narrower than 4 bytes."""
-    if MASK_N or MASK_X or D > 1:
+    MASKED: gl.constexpr = MASK_N or MASK_X or D > 1
+    if MASKED:
         mask = columns & (m < N - ib * BM)
         if D > 1:
             mask = mask & (d < H - i)
-        if SYNC:
+    if SYNC:
+        if MASKED:
             x_smem.store(gl.load(address + shift, mask=mask, other=0.0))
         else:
-            async_copy.async_copy_global_to_shared(x_smem, address + shift, mask=mask)
+            x_smem.store(gl.load(address + shift))
+    elif MASKED:
+        async_copy.async_copy_global_to_shared(x_smem, address + shift, mask=mask)
     else:
         async_copy.async_copy_global_to_shared(x_smem, address + shift)
 
@@ -160,23 +164,10 @@ def _work(x_a, x_b, t_a, t_b, x_c, residual_c, out_c, bias_c, first, SPLIT, bloc
         acc = gl.zeros([BM, BN], gl.float32, layout)
         for i in range(lo, hi, D):
             if SYNC:
-                _copy(
-                    x_a.index(slot),
-                    xa,
-                    ma,
-                    ca,
-                    da,
-                    (ib * BM).to(gl.int64) * stride_xn * XV + i * W,
-                    ib,
-                    i,
-                    N,
-                    H,
-                    BM,
-                    D,
-                    MASK_N,
-                    MASK_X,
-                    SYNC,
-                )
+                shift = (ib * BM).to(gl.int64) * stride_xn * XV + i * W
+                _copy(x_a.index(slot), xa, ma, ca, da, shift, ib, i, N, H, BM, D, MASK_N, MASK_X, SYNC)
+                if KIN_B > 0:
+                    _copy(x_b.index(slot), xb, mb, cb, db, shift, ib, i, N, H, BM, D, MASK_N, MASK_X, SYNC)
                 async_copy.commit_group()  # T's copies
                 async_copy.wait_group(0)
             else:

@@ -58,7 +58,7 @@ def test_other_tensors_of_the_same_form() -> None:
     launch(*second)
     assert len(built) == 1
     ((grid, args),) = Compiled.calls
-    assert grid == (3,)
+    assert grid == (3, 1, 1)
     assert args[2] == 5
     assert [args[i] is second[j] for i, j in ((0, 0), (1, 1), (3, 2))] == [True] * 3
     launch(second[0].t(), *second[1:])  # other strides
