@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lk_triton.nn import ReparamDepthwiseConv2d
 from lk_triton.reparam import fold_batch_norm
 
-from .erf import Map, area, centred_shares
+from .erf import Map, centred_shares
 
 LARGE = 5
 """Depthwise convolutions smaller than this in both directions are left out, unless they are large-kernel layers by type."""
@@ -38,7 +37,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """Neighbouring layers of one shape: their names, and maps (KH, KW) of mean |w| over layers and channels."""
+    """The layers of one shape: their names, and maps (KH, KW) of mean |w| over layers and channels."""
 
     names: tuple[str, ...]
     channels: int
@@ -82,14 +81,16 @@ def _taps(weight: Tensor) -> Tensor:
 
 
 def stages(model: nn.Module) -> list[Stage]:
-    """The maps of the network's stages.
+    """The maps of the network's stages, in the order in which they begin.
 
     Raises:
         ValueError: it has no large depthwise kernel.
     """
+    by_shape: dict[torch.Size, list[Layer]] = {}
+    for layer in layers(model):
+        by_shape.setdefault(layer.after.shape, []).append(layer)
     found = []
-    for _, group in groupby(layers(model), key=lambda layer: layer.after.shape):
-        members = list(group)
+    for members in by_shape.values():
         before = [layer.before for layer in members if layer.before is not None]
         found.append(Stage(
             tuple(layer.name for layer in members), members[0].after.shape[0],
@@ -110,5 +111,9 @@ def centre_mass(values: Map) -> float:
 
 
 def effective_size(values: Map) -> int:
-    """The side of the smallest centred odd square, from 3x3 on, that holds more than 90 % of ``values``."""
-    return area(values, MOST).side
+    """The side of the smallest centred odd square, from 3x3 on, that holds more than 90 % of ``values`` (KH, KW).
+
+    The square may reach beyond the shorter side of a kernel that is not square itself, not beyond the longer one.
+    """
+    ring = int(np.argmax(centred_shares(values) > MOST / 100))
+    return min(2 * max(ring, 1) + 1, max(values.shape))

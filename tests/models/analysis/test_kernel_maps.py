@@ -54,6 +54,23 @@ def test_other_networks() -> None:
         stages(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 7), nn.Conv2d(1, 1, 7)))
 
 
+def test_alternating_layers_of_a_stage_belong_together() -> None:
+    """Strips there and back, twice, as in InceptionNeXt: two shapes, two maps."""
+    strips = [nn.Conv2d(4, 4, kernel, groups=4) for kernel in ((1, 11), (11, 1)) * 2]
+    across, down = stages(nn.Sequential(*strips))
+    assert (across.title, across.names) == ("1x11, 4 channels, 2 layers", ("0", "2"))
+    assert (down.title, down.names) == ("11x1, 4 channels, 2 layers", ("1", "3"))
+
+
+def test_effective_size_of_kernels_that_are_not_square() -> None:
+    assert effective_size(np.ones((1, 11))) == 11  # 9 taps of 11 are 82 %
+    assert effective_size(np.ones((51, 5))) == 47  # 45 of 51 are 88 %
+    short = np.zeros((51, 5))
+    short[24:27] = 1
+    assert effective_size(short) == 5
+    assert effective_size(np.ones((6, 6))) == 6
+
+
 def test_figures_of_hand_made_kernels() -> None:
     flat = np.ones((31, 31))
     assert centre_mass(flat) == pytest.approx(9 / 961)
