@@ -62,6 +62,10 @@ def per_class() -> Mock:
     return Mock(lambda s, t: s < 4)
 
 
+def not_finite() -> nn.Module:
+    return Mock(lambda s, t: True, lambda logits: logits * float("nan"))
+
+
 def many_classes() -> nn.Module:
     return Mock(lambda s, t: True, lambda logits: logits.repeat(1, 2))
 
@@ -83,9 +87,7 @@ def run(*arguments: str | Path, code: int = 0) -> None:
     assert main(["shape-bias", *map(str, arguments), "--size", str(SIDE), "--device", "cpu"]) == code
 
 
-def test_known_biases(
-    stimuli: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], browser: Browser
-) -> None:
+def test_known_biases(stimuli: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], browser: Browser) -> None:
     models = [f"{MODULE}:{name}" for name in ("shape", "texture", "half", "per_class")]
     run(*models, "--stimuli", stimuli, "--out", tmp_path / "out", "--json")
     found = {entry["model"].partition(":")[2]: entry for entry in json.loads(capsys.readouterr().out)}
@@ -105,7 +107,10 @@ def test_known_biases(
     assert all(row["decision"] == row["shape"] for row in rows if row["model"] == models[0])
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"decisions.csv", "report.html", "shape_bias.png"}
     numbers = ("0.500", "0.250", f"{low:.3f} to {high:.3f}", "100.0%", "240", "keyboard", "0.933")
-    check(browser, tmp_path / "out/report.html", *numbers)
+    entry = found["half"]["classes"]["bear"]
+    low, high = entry["interval"]
+    by_class = (f"{low:.3f} to {high:.3f}", f"{entry['shape_accuracy']:.1%}", f"{entry['texture_accuracy']:.1%}")
+    check(browser, tmp_path / "out/report.html", *numbers, *by_class)
 
 
 def test_bad_stimuli_are_named_and_the_rest_is_used(stimuli: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +132,13 @@ def test_bad_stimuli_are_named_and_the_rest_is_used(stimuli: Path, tmp_path: Pat
     assert "cat4-dog1.png" in captured.err
     assert "many_classes: the model returns (3, 2000), expected the logits of ImageNet-1K" in captured.err
     assert captured.err.count("skipped") == 4
+
+
+def test_logits_that_are_not_finite_decide_for_nothing(
+    stimuli: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(f"{MODULE}:not_finite", "--stimuli", stimuli / "cat", "--out", tmp_path, code=1)
+    assert f"skipped {MODULE}:not_finite: the model's logits are not finite" in capsys.readouterr().err
 
 
 def test_random_weights_are_said(stimuli: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

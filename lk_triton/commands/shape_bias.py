@@ -134,6 +134,7 @@ def write(results: list[Result], skipped: list[str], out: Path) -> Path:
         (name, str(count), *(share(result.classes[name].bias) if name in result.classes else "" for result in results))
         for name, count in counts.items()
     ]
+    overall = [row(result.name, result.overall) for result in results]
     untrained = [result.name for result in results if result.weights == backbones.RANDOM]
     notes = [backbones.random_warning(*untrained)] if untrained else []
     page = report.Report(
@@ -141,9 +142,11 @@ def write(results: list[Result], skipped: list[str], out: Path) -> Path:
         "On images with the shape of one class and the texture of another: of the decisions for either, the share that goes "
         "by shape. 0 is all texture, 1 all shape.",
         [
-            report.Section("Overall", table=report.Table(HEADERS, [row(result) for result in results])),
+            report.Section("Overall", table=report.Table(("network", *HEADERS), overall)),
             report.Section("By class of the shape", pictures=[report.Picture(light, caption, dark)],
                            table=report.Table(("class", "stimuli", *(r.name for r in results)), classes), wide=True),
+            *(report.Section(f"{result.name} by class of the shape", table=report.Table(("class", *HEADERS), [
+                row(name, tally) for name, tally in result.classes.items()])) for result in results),
         ],
         [*notes, *(f"Skipped: {reason}" for reason in skipped)],
         [*((f"weights, {result.name}", result.weights) for result in results), *output.facts()],
@@ -152,17 +155,15 @@ def write(results: list[Result], skipped: list[str], out: Path) -> Path:
     return out / "report.html"
 
 
-HEADERS = ("network", "shape bias", "95 % interval", "shape accuracy", "texture accuracy", "stimuli")
+HEADERS = ("shape bias", "95 % interval", "shape accuracy", "texture accuracy", "stimuli")
 
 
-def row(result: Result) -> tuple[str, ...]:
-    """One network's overall figures."""
-    overall = result.overall
-    interval = overall.interval()
+def row(name: str, tally: Tally) -> tuple[str, ...]:
+    """The figures of a network, or of one of its classes."""
+    interval = tally.interval()
     bounds = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "none"
-    by_shape, by_texture = overall.accuracy
-    accuracy = (f"{by_shape:.1%}", f"{by_texture:.1%}")
-    return (result.name, share(overall.bias), bounds, *accuracy, str(overall.trials))
+    by_shape, by_texture = tally.accuracy
+    return (name, share(tally.bias), bounds, f"{by_shape:.1%}", f"{by_texture:.1%}", str(tally.trials))
 
 
 def share(bias: float | None) -> str:
@@ -189,5 +190,6 @@ def counted(tally: Tally) -> dict[str, Any]:
 
 def text(results: list[Result], page: Path) -> str:
     """The table for a terminal."""
-    table = tabulate([row(r) for r in results], headers=HEADERS, tablefmt="simple", disable_numparse=True)
+    rows = [row(r.name, r.overall) for r in results]
+    table = tabulate(rows, headers=("network", *HEADERS), tablefmt="simple", disable_numparse=True)
     return f"{table}\n\nreport: {page}"

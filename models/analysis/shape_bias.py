@@ -55,11 +55,13 @@ def probabilities(output: Any) -> Tensor:
     """What a classifier returns -> probabilities (N, 1000): the softmax of its first (N, 1000), also in a tuple.
 
     Raises:
-        ValueError: there is no such tensor.
+        ValueError: there is no such tensor, or it is not finite, so that it decides for nothing.
     """
     found = tensors(output)
     for logits in found:
         if logits.dim() == 2 and logits.shape[1] == CLASSES_IN:
+            if not logits.isfinite().all():
+                raise ValueError("the model's logits are not finite")
             return logits.float().softmax(1)
     shapes = ", ".join(str(tuple(t.shape)) for t in found) or "no tensor"
     raise ValueError(f"the model returns {shapes}, expected the logits of ImageNet-1K (N, {CLASSES_IN})")
