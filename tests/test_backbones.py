@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,45 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     (source,) = backbones.sources(["replknet_3"], [str(tmp_path / "bad.pth")])
     with pytest.raises(CommandError, match=r"cannot build replknet_3: .*bad\.pth does not fit"):
         source.build(64, CPU)
+
+
+@pytest.mark.parametrize("content", [{"a": torch.ones(1)}, [1, 2]])
+def test_timm_checkpoint_that_does_not_fit(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "bad.pth")
+    (source,) = backbones.sources(["test_resnet"], [str(tmp_path / "bad.pth")])
+    with pytest.raises(CommandError, match=r"cannot build test_resnet from .*bad\.pth: ") as caught:
+        source.build(64, CPU)
+    assert len(str(caught.value)) < 600 + len(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_fetched_where_there_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    create = timm.create_model
+    torch.save(create("test_resnet").state_dict(), tmp_path / "resnet.pth")
+
+    def offline(name: str, pretrained: bool, **options: Any) -> object:
+        assert not pretrained
+        return create(name, pretrained, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    (source,) = backbones.sources(["test_resnet"], [str(tmp_path / "resnet.pth")], pretrained=True)
+    assert source.build(64, CPU).weights == str(tmp_path / "resnet.pth")
+
+
+def test_fingerprint() -> None:
+    def made(module: torch.nn.Module) -> str:
+        return backbones.Backbone(module, images.IMAGENET, "").fingerprint
+
+    linear = torch.nn.Linear(2, 2)
+    before = made(linear)
+    assert made(linear) == before
+    assert made(torch.nn.Sequential(linear)) != before
+    with torch.no_grad():
+        linear.weight[0, 0] += 1
+    assert made(linear) != before
+    assert made(torch.nn.BatchNorm2d(3).bfloat16()) != made(torch.nn.BatchNorm2d(3))  # scalars and every dtype
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,24 @@ def convolution() -> nn.Module:
     return conv
 
 
+def box() -> nn.Module:
+    """A callable whose network another run may find changed."""
+    conv = nn.Conv2d(3, 1, BOX[0], padding=BOX[0] // 2)
+    nn.init.ones_(conv.weight)
+    nn.init.constant_(conv.bias, 1000)  # pyright: ignore[reportArgumentType]
+    return conv
+
+
+BOX = [5]
+
+
+def not_finite() -> nn.Module:
+    """A callable whose gradients are no numbers."""
+    conv = nn.Conv2d(3, 1, 5)
+    nn.init.constant_(conv.weight, float("nan"))
+    return conv
+
+
 def classifier() -> nn.Module:
     """A callable without a feature map."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -139,6 +157,37 @@ def test_what_does_not_fit_is_not_continued(folder: Path, tmp_path: Path, capsys
     assert "is no saved contribution map" in capsys.readouterr().err
 
 
+def test_a_callable_that_changed_is_not_continued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("test_erf_command:box", "--sample", "--out", tmp_path, "--json")
+    run(*arguments)
+    run(*arguments)
+    assert "starting over" not in capsys.readouterr().err
+    monkeypatch.setattr("test_erf_command.BOX", [9])
+    run(*arguments)
+    captured = capsys.readouterr()
+    assert "starting over" in captured.err
+    assert json.loads(captured.out)[0]["side"]["99"] == 9
+
+
+def test_a_finished_run_says_again_what_it_passed_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "00.png").write_bytes(b"no image")
+    for _ in range(2):
+        run("replknet_tiny", "--images", folder, "--num", "2", "--out", tmp_path / "out", "--json", code=1)
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)[0]["num"] == 2
+        assert f"skipped {folder / '00.png'}: cannot identify image file\n" in captured.err
+    run("replknet_tiny", "--images", folder, "--num", "3", "--out", tmp_path / "out", code=1)
+
+
+def test_gradients_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("test_erf_command:not_finite", "--sample", "--out", tmp_path, code=1)
+    assert "skipped sample: the gradient is not finite, of test_erf_command:not_finite" in capsys.readouterr().err
+
+
 def test_bad_images_are_named_and_the_rest_is_taken(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], browser: Browser
 ) -> None:
@@ -148,13 +197,15 @@ def test_bad_images_are_named_and_the_rest_is_taken(
     photo.convert("L").save(folder / "grey.png")
     photo.convert("CMYK").save(folder / "cmyk.tif")
     Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.float32) / 255).save(folder / "real.tif")
     exif = Image.Exif()
     exif[0x0112] = 6
     photo.save(folder / "turned.jpg", exif=exif)
     run("replknet_tiny", "--images", folder, "--out", tmp_path / "out", "--json", code=1)
     captured = capsys.readouterr()
     assert json.loads(captured.out)[0]["num"] == 7
-    assert captured.err.count("skipped") == 2
+    assert captured.err.count("skipped") == 3
+    assert "real.tif: floating-point pixels" in captured.err
     assert "broken.jpg" in captured.err
     assert "cut.png" in captured.err
     check(browser, tmp_path / "out/report.html", "broken.jpg", "cut.png")
@@ -178,12 +229,22 @@ def test_too_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (("replknet_tiny", "replknet_tiny", "--sample"), "each model once"),
     (("no_such_module:f", "--sample"), "cannot import no_such_module:f"),
     (("test_erf_command:SIZE", "--sample"), "is tuple, expected a function"),
+    (("broken_module:f", "--sample"), "cannot import broken_module:f: name 'oops' is not defined"),
+    (("replknet_tiny", "--sample", "--checkpoint", "x.pth", "--checkpoint", "y.pth"), "one checkpoint a model"),
     (("replknet_tiny", "resnet18", "--sample", "--checkpoint", "x.pth"), "say whose it is, such as --checkpoint"),
     (("replknet_tiny", "--sample", "--checkpoint", "x.pth"), "cannot read x.pth"),
     (("replknet_tiny", "resnet18", "--sample", "--checkpoint", "resnet18=y.pth"), "cannot read y.pth"),
     (("test_erf_command:convolution", "--sample", "--checkpoint", "x.pth"), "load its weights itself"),
 ])  # fmt: skip
-def test_wrong_usage(arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "broken_module.py").write_text("oops")
+    monkeypatch.syspath_prepend(tmp_path)
     run(*arguments, "--out", tmp_path, code=2)
     captured = capsys.readouterr()
     assert message in captured.err

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, cast
 
 import torch
@@ -27,6 +30,15 @@ class Backbone:
     module: nn.Module
     normalization: images.Normalization
     weights: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of its layers and tensors: it changes where the function that made the network, or its file, does."""
+        digest = hashlib.sha256(repr(self.module).encode())
+        for name, tensor in chain(self.module.named_parameters(), self.module.named_buffers()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the built network depends on."""
+        """What the built network depends on, as far as it is known before it is built; a callable may depend on anything."""
         file = Path(self.checkpoint).stat() if self.checkpoint else None
         return {
             "model": self.name, "checkpoint": self.checkpoint, "pretrained": self.pretrained and self.kind == "timm",
@@ -69,7 +81,9 @@ class Source:
         except CommandError:
             raise
         except Exception as error:  # foreign constructors and downloads raise almost anything
-            raise CommandError(f"cannot build {self.name}: {str(error) or type(error).__name__}") from error
+            reason = shorten(str(error) or type(error).__name__, 400)  # torch lists each key of a checkpoint that does not fit
+            file = f" from {self.checkpoint}" if self.checkpoint and self.kind == "timm" else ""  # ours name it themselves
+            raise CommandError(f"cannot build {self.name}{file}: {reason}") from error
         return Backbone(found.module.eval().requires_grad_(False).to(device), found.normalization, found.weights)
 
     def _ours(self, size: int) -> Backbone:
@@ -87,7 +101,8 @@ class Source:
 
         known = get_pretrained_cfg(self.name)
         options: dict[str, Any] = {"img_size": size} if known and known.fixed_input_size else {}
-        model = timm.create_model(self.name, self.pretrained, checkpoint_path=self.checkpoint or "", **options)
+        fetch = self.pretrained and self.checkpoint is None
+        model = timm.create_model(self.name, fetch, checkpoint_path=self.checkpoint or "", **options)
         facts = cast("dict[str, Any]", model.pretrained_cfg)
         weights = self.checkpoint or (f"timm's {facts['architecture']}.{facts['tag']}" if self.pretrained else RANDOM)
         return Backbone(model, images.Normalization(facts["mean"], facts["std"]), weights)
@@ -103,11 +118,14 @@ def sources(names: Sequence[str], checkpoints: Sequence[str] = (), pretrained: b
     """The networks called ``names``; a checkpoint is FILE where there is one network, NAME=FILE where there are more.
 
     Raises:
-        CommandError: an unknown or repeated name, or a checkpoint that is not there or belongs to none of them.
+        CommandError: an unknown or repeated name, or a checkpoint that is not there, belongs to none or is one too many.
     """
     if len(set(names)) < len(names):
         raise CommandError(f"each model once, please, got {' '.join(names)}")
-    files = dict(_owner(text, names) for text in checkpoints)
+    owned = [_owner(text, names) for text in checkpoints]
+    files = dict(owned)
+    if len(files) < len(owned):
+        raise CommandError(f"one checkpoint a model, please, got {' '.join(checkpoints)}")
     found = [Source(name, files.get(name), pretrained) for name in names]
     for source in found:
         _check(source)
@@ -149,8 +167,10 @@ def _imported(name: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CommandError(f"cannot import {name}: {error}; expected package.module:function") from None
+    except Exception as error:  # a foreign module may raise anything
+        raise CommandError(
+            f"cannot import {name}: {str(error) or type(error).__name__}; expected package.module:function"
+        ) from error
     if not callable(found):
         raise CommandError(f"{name} is {type(found).__name__}, expected a function that returns a torch.nn.Module")
     return found

@@ -46,9 +46,13 @@ class Inputs:
         """All candidates; those that cannot be read are replaced by later ones."""
         return (["sample"] if self.sample else []) + [str(path.absolute()) for path in self.paths]
 
-    def tensor(self, name: str, normalization: images.Normalization) -> torch.Tensor:
-        """(1, 3, size, size). Raises Failure where the image cannot be read."""
-        image = images.sample() if name == "sample" else images.load(Path(name))
+    def read(self, name: str, normalization: images.Normalization) -> torch.Tensor | None:
+        """(1, 3, size, size); None, with the reason kept, where the image cannot be read."""
+        try:
+            image = images.sample() if name == "sample" else images.load(Path(name))
+        except images.Failure as failure:
+            self.skipped[str(failure)] = None
+            return None
         return images.warped(image, self.size, normalization)[None]
 
 
@@ -86,13 +90,18 @@ def measure(source: Source, inputs: Inputs, device: torch.device, file: Path) ->
     backbone = source.build(inputs.size, device)
     if backbone.weights == backbones.RANDOM:
         print(f"lk-triton: warning: {backbones.random_warning(source.name)}", file=sys.stderr)
-    accumulation = resume(file, {**source.identity, "size": inputs.size}, inputs)
-    num = min(inputs.num, len(inputs.names))
-    with output.progress(num, source.name, done=len(accumulation.images)) as bar:
+    content = backbone.fingerprint if source.kind == "callable" else None
+    accumulation = resume(file, {**source.identity, "content": content, "size": inputs.size}, inputs)
+    num, before = min(inputs.num, len(inputs.names)), set(accumulation.images)
+    with output.progress(num, source.name, done=len(before)) as bar:
         for name in inputs.names:
-            if len(accumulation.images) == num:
+            if len(accumulation.images) == num and not before:
                 break
-            if name not in accumulation.images and take(name, backbone, accumulation, inputs, device):
+            if name in before:
+                before.remove(name)
+            elif len(accumulation.images) == num:  # passed over by the run before: say again why
+                inputs.read(name, backbone.normalization)
+            elif take(name, backbone, accumulation, inputs, device):
                 accumulation.save(file)
                 bar.update()
     if accumulation.mean is None:
@@ -119,16 +128,14 @@ def resume(file: Path, settings: dict[str, Any], inputs: Inputs) -> Accumulation
 
 def take(name: str, backbone: Backbone, accumulation: Accumulation, inputs: Inputs, device: torch.device) -> bool:
     """Add one image; False, with the reason kept, where it cannot be read or its gradient is not finite."""
-    try:
-        x = inputs.tensor(name, backbone.normalization).to(device)
-    except images.Failure as failure:
-        inputs.skipped[str(failure)] = None
+    x = inputs.read(name, backbone.normalization)
+    if x is None:
         return False
-    contribution = study.contribution(backbone.module, x)
+    contribution = study.contribution(backbone.module, x.to(device))
     try:
         accumulation.add(name, contribution)
     except ValueError as error:
-        inputs.skipped[str(error)] = None
+        inputs.skipped[f"{error}, of {accumulation.settings['model']}"] = None
         return False
     return True
 

@@ -71,13 +71,20 @@ def load(path: Path) -> Image.Image:
         with Image.open(path) as file:
             return to_rgb(ImageOps.exif_transpose(file))
     except Exception as error:  # a broken file makes Pillow's plug-ins raise almost anything
-        raise Failure(f"{path}: {error or type(error).__name__}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Failure(f"{path}: {reason.replace(f' {str(path)!r}', '')}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode (grey of 8 or 16 bits, palette, CMYK, with or without alpha) as RGB."""
+    """Any Pillow mode (grey of 8 or 16 bits, palette, CMYK, with or without alpha) as RGB.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers.
+    """
     from PIL import Image
 
+    if image.mode == "F":  # convert() would clip [0, 1] to black
+        raise ValueError("floating-point pixels, which have no known range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits in 16 or 32; convert() would clip instead of scaling
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
     if "transparency" in image.info:

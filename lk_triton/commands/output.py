@@ -30,8 +30,8 @@ def folder(name: str) -> Path:
     return path
 
 
-def progress(total: int, what: str, done: int = 0) -> Any:
-    """A progress bar over images on stderr.
+def progress(total: int, what: str, done: int = 0, unit: str = "image") -> Any:
+    """A progress bar on stderr, over ``total`` images or whatever else ``unit`` says.
 
     Raises:
         CommandError: tqdm is missing.
@@ -40,7 +40,7 @@ def progress(total: int, what: str, done: int = 0) -> Any:
         from tqdm import tqdm
     except ImportError:
         raise missing_extra("tqdm", "analysis") from None
-    return tqdm(total=total, initial=done, desc=what, unit="image", file=sys.stderr)
+    return tqdm(total=total, initial=done, desc=what, unit=unit, file=sys.stderr)
 
 
 def facts() -> list[tuple[str, str]]:

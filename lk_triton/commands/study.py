@@ -35,7 +35,7 @@ def kernel_size(arguments: argparse.Namespace) -> int:
     estimate_batch, estimate_dtype = (batch, str(dtype).removeprefix("torch.")) if device.type == "cuda" else (64, "float16")
     out = output.folder(arguments.out)
     rows = []
-    with output.progress(len(study.VARIANTS), "networks") as bar:
+    with output.progress(len(study.VARIANTS), "networks", unit="network") as bar:
         for kernels, name in study.VARIANTS.items():
             cost, accuracy = study.cost(name, arguments.size), study.accuracies()[kernels]
             estimate = study.estimate(name, target, estimate_batch, arguments.size, estimate_dtype)

@@ -45,7 +45,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A page. ``notes`` stand out at its top: warnings, what is missing. ``facts`` end it: versions, device, command."""
+    """A page. ``notes`` stand out at its top: warnings, what is missing. ``facts`` end it: versions, sources."""
 
     title: str
     summary: str
