@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 KINDS = ("depthwise", "pointwise", "rest")
 
-DEPTHWISE = re.compile(r"toeplitz|direct_kernel|direct_channels_last|depthwise")
+DEPTHWISE = re.compile(r"toeplitz|resident|direct_kernel|direct_channels_last|depthwise")
 POINTWISE = re.compile(r"pointwise_kernel|convffn_kernel|epilogue_kernel|gemm|nvjet|cublas|cutlass|xmma")
 """Names of the kernels that lk_triton runs: its own, and cuBLAS's, whose products ``epilogue_kernel`` closes."""
 

@@ -83,7 +83,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_positive, metavar="N", help="with --model")
     parser.add_argument("--size", type=_positive, metavar="N", help="with --model: input height and width")
     parser.add_argument("--dtype", type=_dtype, default="float16", metavar="T", help="fp16, bf16 or fp32; default: fp16")
-    parser.add_argument("--algorithm", metavar="A", help="toeplitz or direct; default: the best of both")
+    parser.add_argument("--algorithm", metavar="A", help="toeplitz, resident or direct; default: the best of them")
     parser.add_argument("--top", type=_positive, metavar="K", help="configs a problem; default: 3; with --model 1")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--sass", metavar="FILE", help="with --shape: write the disassembly of the best config")

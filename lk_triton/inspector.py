@@ -166,7 +166,7 @@ def compile_launch(launch: KernelLaunch, arch: str) -> Report:
         registers=registers,
         spill_bytes=spill_bytes,
         shared_bytes=metadata.shared,
-        num_warps=launch.num_warps,
+        num_warps=metadata.num_warps,
         tensor_columns=getattr(metadata, "tmem_size", 0),
         loop=mix(main_loop(listing, language), language),
         disassembly=listing,

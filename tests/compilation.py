@@ -30,10 +30,15 @@ for line in sys.stdin:
 """
 
 
-def compile_all(cases: list[tuple]) -> list[dict]:
-    """Compile what each (arch, algorithm, problem fields, epilogue) would run; a fifth item numbers another legal config."""
+def compile_all(cases: list[tuple], folder: str | None = None) -> list[dict]:
+    """Compile what each (arch, algorithm, problem fields, epilogue) would run; a fifth item numbers another legal config.
+
+    ``folder``: where another Triton lies than the one installed.
+    """
     cases = [case if len(case) == 5 else (*case, None) for case in cases]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if folder is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [environment.get("PYTHONPATH")])])
     lines = "\n".join(map(json.dumps, cases))
     result = subprocess.run(
         [sys.executable, "-c", COMPILE], input=lines, capture_output=True, text=True, env=environment, check=False

@@ -316,7 +316,7 @@ def test_info_json(capsys: pytest.CaptureFixture[str], arch: str | None) -> None
     for layer in layers:
         assert layer["algorithm"] in layer["estimate_us"]
         dense = " dense " in layer["problem"]
-        meant = {"pointwise", "cublas", "stem", "onednn", "torch"} if dense else {"toeplitz", "direct", "torch"}
+        meant = {"pointwise", "cublas", "stem", "onednn", "torch"} if dense else {"toeplitz", "resident", "direct", "torch"}
         assert set(layer["estimate_us"]) | set(layer["refusals"]) == meant
     large = next(layer for layer in half if "31x31" in layer["problem"])
     if arch in ("sm_90", "sm_80"):

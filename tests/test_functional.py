@@ -334,7 +334,7 @@ def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explanation() -> None:
     verdict = explain(X, W, stride=2, activation="relu")
-    assert set(verdict.algorithms) == {"toeplitz", "direct", "torch"}
+    assert set(verdict.algorithms) == {"toeplitz", "resident", "direct", "torch"}
     assert isinstance(verdict.algorithms["toeplitz"], str)
     assert isinstance(verdict.algorithms["direct"], float)
     assert verdict.problem.epilogue.activation == "relu"

@@ -25,6 +25,7 @@ from .resident_work import (
     image_blocks,
     issued_macs,
     matrix_elements,
+    most_registers,
     programs,
     registers,
     shared_bytes,
@@ -38,8 +39,8 @@ from .toeplitz_work import bank_bytes, row_length, window_of
 TILES = ((8, 32), (4, 32), (16, 16), (8, 16), (4, 16), (8, 8), (16, 8))
 """(rows, columns)."""
 
-MOST_OUTPUTS_WITH_RESIDUAL = 128
-"""With more, or with rows of odd length more than half as many, the accumulators and what is added to them spill."""
+MOST_REGISTERS = 220
+"""As ``most_registers`` counts; kernels above it may spill (offline compilation)."""
 
 BUFFERS = (4, 8, 16)
 WIDEST_ROW = 64
@@ -71,8 +72,6 @@ class ResidentAlgorithm(TritonAlgorithm):
             outputs = rows * columns
             if window is None or rows >= 2 * problem.oh or columns >= 2 * max(problem.ow, 8):
                 continue
-            if problem.epilogue.residual and outputs > MOST_OUTPUTS_WITH_RESIDUAL // (2 if widths == [1] else 1):
-                continue
             blocks = ceil(problem.oh / rows) * image_blocks(problem)
             if split > 1 and (split > blocks or problem.c * ceil(problem.ow / columns) > 2 * device.sms):
                 continue
@@ -84,7 +83,8 @@ class ResidentAlgorithm(TritonAlgorithm):
                     if store == widths[-1] and len(widths) == 2 and store < 4:
                         continue
                     config = ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)
-                    if groups * split <= blocks and shared_bytes(problem, config) <= device.shared_per_block:
+                    fits = shared_bytes(problem, config) <= device.shared_per_block
+                    if fits and groups * split <= blocks and most_registers(problem, config) <= MOST_REGISTERS:
                         found.append(config)
         return found
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import ceil
 
 from ..problem import ConvProblem
+from .base import image_vector
 from .toeplitz_work import row_length
 
 IMAGES = 64
@@ -124,13 +125,20 @@ def matrix_elements(problem: ConvProblem, config: ResidentConfig) -> int:
 def shared_bytes(problem: ConvProblem, config: ResidentConfig) -> int:
     """Shared memory of one program, an upper bound: the matrix, the input rows, and outputs on their way."""
     rows = config.groups * config.buffers * IMAGES * config.step_k
-    outputs = config.groups * IMAGES * max(config.outputs, 128) * (2 if config.store == 1 else 1)
-    return 2 * (matrix_elements(problem, config) + rows) + outputs + 256
+    # outputs change their layout in parts, which are larger where single elements are stored (offline compilation)
+    part = min(IMAGES * max(config.outputs, 128) * (2 if config.store == 1 else 1), 16 * 2**10)
+    return 2 * (matrix_elements(problem, config) + rows) + config.groups * part + 256
 
 
 def registers(config: ResidentConfig) -> int:
     """Registers per thread, about: accumulators and 64 more; two groups share the whole file (offline compilation)."""
     return 255 if config.groups == 2 else config.outputs // 2 + 70
+
+
+def most_registers(problem: ConvProblem, config: ResidentConfig) -> float:
+    """What tells configs that may spill: accumulators, to all of which a residual is added at once, and addresses of loads."""
+    loads = max(config.step_k * IMAGES / image_vector(problem) / 128, 1)
+    return config.outputs / 2 * (1.75 if problem.epilogue.residual else 1) + 4 * loads + 45
 
 
 def bank_row_bytes(problem: ConvProblem) -> int:

@@ -1,0 +1,294 @@
+"""Host side of ``resident``: the kernel's index arithmetic, counted work, legal configs, refusals, offline compilation.
+
+The kernel cannot be interpreted: Gluon has no interpreter. What it computes is tested on a GPU (``test_on_gpu.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from math import ceil
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compilation import compile_all
+from torch import Tensor
+
+from lk_triton import device, layout
+from lk_triton.algorithms import registry, resident
+from lk_triton.algorithms.resident import WIDEST_ROW, ResidentAlgorithm
+from lk_triton.algorithms.resident_work import (
+    IMAGES,
+    ResidentConfig,
+    issued_macs,
+    matrix_elements,
+    programs,
+    shared_bytes,
+    steps,
+    steps_of,
+    tile_blocks,
+)
+from lk_triton.inspector import meta_launch
+from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.tuning.plan import plan
+
+RESIDENT = ResidentAlgorithm()
+H100 = device.TABLE["h100"]
+
+MEASURED = (
+    (128, 56, 31, ResidentConfig(8, 32, (32, 16), 1, 4, 4, 2, 1), 133.9),
+    (128, 56, 31, ResidentConfig(8, 32, (32, 16), 1, 5, 8, 1, 1), 144.5),
+    (256, 28, 29, ResidentConfig(8, 32, (32, 0), 1, 5, 4, 2, 1), 49.1),
+    (256, 28, 29, ResidentConfig(4, 32, (32, 0), 1, 5, 4, 1, 1), 65.6),
+    (512, 14, 27, ResidentConfig(16, 16, (16, 0), 1, 16, 2, 1, 1), 20.1),
+    (512, 14, 27, ResidentConfig(8, 16, (16, 0), 1, 16, 2, 1, 2), 28.7),
+    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 4, 3, 1, 1, 1), 9.65),
+    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 8, 3, 1, 1, 1), 11.3),
+    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 2, 3, 1, 1, 1), 11.5),
+)
+"""(channels, map, kernel, config, microseconds on an H100) at batch 64, float16."""
+
+
+def problem(n: int, c: int, h: int, w: int, kh: int, kw: int, dtype: str = "float16", **options) -> ConvProblem:
+    options.setdefault("padding", (kh // 2, kw // 2))
+    options.setdefault("epilogue", Epilogue(bias=True, activation="relu"))
+    return ConvProblem(n, c, h, w, kh, kw, dtype=dtype, **options)
+
+
+def random_problem(rng: random.Random) -> ConvProblem:
+    """What a GPU is asked to compute: batches around 64, odd sizes, every epilogue."""
+    kh, kw = rng.choice([(7, 7), (13, 13), (31, 31), (51, 5), (5, 51)])
+    h, w = rng.choice([(rng.randint(1, 20), rng.randint(1, 40)), (7, 7), (14, 14), (28, 28), (56, 56)])
+    padding = rng.choice([(kh // 2, kw // 2), (kh - 1, kw - 1)])
+    epilogue = Epilogue(rng.random() < 0.5, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4)
+    order = rng.choice(["nchw", "channel_major", "channels_last"])
+    return problem(
+        rng.choice([1, 3, 64, 100]), rng.choice([1, 5, 16]), h, w, kh, kw, rng.choice(["float16", "bfloat16"]),
+        padding=padding, epilogue=epilogue, layout=order,
+    )  # fmt: skip
+
+
+def emulate(p: ConvProblem, args: SimpleNamespace, x: Tensor, bank: Tensor) -> tuple[Tensor, int]:
+    """The convolution of one channel, x (N, H, W), as the kernel does it with these arguments; and how many steps it takes."""
+    a, pitch = args, p.w
+    kin = a.KIN_A + a.KIN_B
+    n = x.shape[0]
+    out = torch.full((n, p.oh, p.ow), float("nan"), dtype=torch.float64)
+    taken = 0
+    for column0 in range(0, a.column_tiles * a.WT, a.WT):
+        window = max(min(max(column0 - a.pad_w, 0) // a.XV, (a.W_v * a.XV) // a.XV - kin // a.XV), 0) * a.XV
+        tap = window - column0 + a.pad_w - torch.arange(a.WT)[:, None]
+        copy = (-tap) & (a.V - 1)
+        i = torch.arange(kin)[None] + torch.div(tap + copy, a.V, rounding_mode="trunc") * a.V
+        table = torch.zeros(a.NQ, a.WT, a.D, kin, dtype=torch.float64)
+        for q in range(a.NQ):
+            for d in range(a.D):
+                ky = a.S_HI - q + d
+                if 0 <= ky < a.KH:
+                    row = bank[ky][copy.expand_as(i), i.clamp(0, a.L - 1)]
+                    table[q, :, d] = torch.where((i >= 0) & (i < a.L), row, 0.0)
+        table = table.reshape(a.NQ * a.WT, a.D * kin)
+        for g in range(a.groups):
+            lo, hi = max(g * a.R - a.pad_h, 0), min(g * a.R + a.R + a.KH - 1 - a.pad_h, p.h)
+            assert lo < hi
+            acc = torch.zeros(n, a.R * a.WT, dtype=torch.float64)
+            for step in range(lo, hi, a.D):
+                taken += 1
+                read = torch.zeros(n, a.D, kin, dtype=torch.float64)
+                rows, columns = min(a.D, p.h - step), min(kin, pitch - window)
+                read[:, :rows, :columns] = x[:, step : step + rows, window : window + columns]
+                q = a.S_HI - (step + a.pad_h - g * a.R)
+                assert q >= 0
+                assert q + a.R <= a.NQ
+                acc += read.reshape(n, -1) @ table[q * a.WT : (q + a.R) * a.WT].T
+            inside = out[:, g * a.R : (g + 1) * a.R, column0 : column0 + a.WT]
+            inside.copy_(acc.view(n, a.R, a.WT)[:, : inside.shape[1], : inside.shape[2]])
+    return out, taken
+
+
+def check_arithmetic(p: ConvProblem, config: ResidentConfig) -> None:
+    one = replace(p, n=2, c=1, epilogue=Epilogue())
+    args = SimpleNamespace(**meta_launch(one, "resident", config).args)
+    x = torch.randn(2, p.h, p.w, dtype=torch.float64)
+    weight = torch.randn(p.kh, p.kw, dtype=torch.float64)
+    bank = torch.zeros(p.kh, args.V, args.L, dtype=torch.float64)
+    for v in range(args.V):
+        bank[:, v, v : v + p.kw] = weight
+    out, taken = emulate(one, args, x, bank)
+    expected = F.conv2d(x[:, None], weight[None, None], padding=p.padding)[:, 0]
+    torch.testing.assert_close(out, expected, msg=str((p, config)))
+    assert taken == steps(one, config)
+
+
+def test_arithmetic_on_the_measured_configs(one_thread):
+    for c, size, kernel, config, _ in MEASURED:
+        check_arithmetic(problem(64, c, size, size, kernel, kernel), config)
+
+
+def test_arithmetic_on_random_problems_and_configs(one_thread):
+    rng = random.Random(0)
+    checked = 0
+    for _ in range(40):
+        p = random_problem(rng)
+        for config in rng.sample(configs := RESIDENT.configs(p, H100), min(2, len(configs))):
+            check_arithmetic(p, config)
+            checked += 1
+    assert checked >= 50
+
+
+def test_counted_work():
+    """(64, 128, 56, 56), 31x31, 8 x 32 tiles: 7 row groups of 23, 31, 38, 38, 38, 31, 23 rows."""
+    p = problem(64, 128, 56, 56, 31, 31)
+    config = ResidentConfig(8, 32, (32, 16), 1, 4, 4, 2, 1)
+    assert steps_of(p, 8, 1).steps == 222
+    assert steps(p, config) == 128 * 2 * 222
+    assert issued_macs(p, config) == 128 * 2 * 222 * 64 * 8 * 32 * 48 == RESIDENT.issued_macs(p, config)
+    assert programs(p, config) == 256
+    assert tile_blocks(p, config) == 7
+    assert matrix_elements(p, config) == steps_of(p, 8, 1).blocks * 32 * 48
+    # 65 images are as dear as 128
+    assert steps(replace(p, n=65), config) == steps(replace(p, n=128), config) == 2 * steps(p, config)
+    # and one is nearly as dear as 64
+    assert RESIDENT.estimate(replace(p, n=1), config, H100).seconds > 0.8 * RESIDENT.estimate(p, config, H100).seconds
+
+
+@pytest.mark.parametrize(("c", "size", "kernel", "config", "us"), [MEASURED[i] for i in (0, 2, 4, 6)])
+def test_estimates_are_near_the_best_measurements(c, size, kernel, config, us):
+    p = problem(64, c, size, size, kernel, kernel, layout="channel_major")
+    assert RESIDENT.estimate(p, config, H100).seconds * 1e6 == pytest.approx(us, rel=0.2)
+    assert replace(config, buffers=4) in {replace(found, buffers=4) for found in RESIDENT.configs(p, H100)}
+
+
+def test_rows_of_single_elements_have_configs():
+    """Odd widths, where no copy can be asynchronous: two parts of a window, and images that all exist."""
+    p = problem(64, 8, 57, 57, 31, 31)
+    configs = RESIDENT.configs(p, H100)
+    assert any(c.window[1] and c.step_rows == 1 for c in configs)
+    assert meta_launch(p, "resident", configs[0]).args["XV"] == 1
+
+
+def test_small_batches_are_left_to_toeplitz():
+    toeplitz = registry.get("toeplitz")
+    for size, kernel, c in ((56, 31, 128), (28, 29, 256), (14, 27, 512), (7, 13, 1024)):
+        p = problem(1, c, size, size, kernel, kernel)
+        best = {
+            a.name: min(a.estimate(p, config, H100).seconds for config in a.configs(p, H100)) for a in (RESIDENT, toeplitz)
+        }
+        assert best["toeplitz"] < best["resident"]
+
+
+def test_configs_are_legal():
+    rng = random.Random(1)
+    for _ in range(40):
+        p = random_problem(rng)
+        configs = RESIDENT.configs(p, H100)
+        assert len(set(configs)) == len(configs)
+        for config in configs:
+            assert shared_bytes(p, config) <= H100.shared_per_block
+            assert 64 <= config.outputs <= 256
+            assert 16 <= config.step_rows * config.window[0] <= WIDEST_ROW
+            assert config.buffers >= 4
+            assert config.groups * config.split <= max(tile_blocks(p, config), 1)
+            assert p.ow % config.store == 0 or config.store == 1
+            assert RESIDENT.estimate(p, config, H100).seconds > 0
+
+
+def test_bank_is_that_of_toeplitz():
+    p = problem(2, 3, 14, 14, 13, 13)
+    weight = torch.randn(3, 1, 13, 13).half()
+    config = RESIDENT.configs(p, H100)[0]
+    toeplitz = registry.get("toeplitz")
+    same = next(c for c in toeplitz.configs(p, H100) if toeplitz.bank_format(c) == RESIDENT.bank_format(config))
+    assert same.vector == 4
+    assert torch.equal(RESIDENT.pack(weight, p, config), toeplitz.pack(weight, p, same))
+    assert RESIDENT.bank_bytes(p, config) == RESIDENT.pack(weight, p, config).nbytes
+
+
+@pytest.mark.parametrize(
+    ("changed", "arch", "reason"),
+    [
+        ({}, "sm_80", "sm_80 has no wgmma"),
+        ({}, "sm_100", "sm_100 has no wgmma"),
+        ({}, "gfx942", "gfx942 has no wgmma"),
+        ({"dtype": "float32"}, "sm_90", "float32 is not one of float16, bfloat16"),
+        ({"stride": (2, 2)}, "sm_90", "stride"),
+        ({"dilation": (2, 2)}, "sm_90", "dilation"),
+        ({"multiplier": 2}, "sm_90", "multiplier 2 is not 1"),
+        ({"kh": 8}, "sm_90", "8x13 is not odd"),
+        ({"padding": (13, 6)}, "sm_90", "padding (13, 6) leaves outputs that see no input"),
+    ],
+)
+def test_refusals(changed, arch, reason):
+    p = replace(problem(64, 8, 28, 28, 13, 13), **changed)
+    assert reason in str(RESIDENT.supports(p, device.for_arch(arch)))
+
+
+def test_refusals_of_the_environment(monkeypatch):
+    p = problem(64, 8, 28, 28, 13, 13)
+    assert "cannot be interpreted" in str(RESIDENT.supports(p, H100))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    import triton
+
+    for version, served in (("3.5.1", False), ("3.6.0", True), ("3.7.1+git", True), ("3.8.0", False)):
+        resident.missing_gluon.cache_clear()
+        monkeypatch.setattr(triton, "__version__", version)
+        reason = RESIDENT.supports(p, H100)
+        assert (reason is None) == served
+        assert served or f"needs Triton 3.6 or 3.7, this is {version}" in str(reason)
+    resident.missing_gluon.cache_clear()
+
+
+def folder() -> str | None:
+    """A folder with a Triton that can compile the kernel, which .ci/run makes; None where the installed one can."""
+    import triton
+
+    return None if triton.__version__.startswith(("3.6", "3.7")) else os.environ.get("LK_TRITON_TEST_TRITON", "")
+
+
+def test_compiled_for_sm_90():
+    """Random legal configs of the layers of 31B and of odd maps: no spills, shared memory as estimated, wgmma."""
+    where = folder()
+    if where == "":
+        pytest.skip(
+            "LK_TRITON_TEST_TRITON names no folder with Triton 3.6: pip install --no-deps --target FOLDER triton==3.6.0"
+        )
+    rng = random.Random(2)
+    cases = []
+    for c, size, kernel, epilogue in (
+        (128, 56, 31, (True, "relu", False)), (256, 28, 29, (True, None, True)), (512, 14, 27, (True, "gelu", False)),
+        (1024, 7, 13, (False, "silu", True)), (64, 57, 31, (True, "relu", False)),
+    ):  # fmt: skip
+        fields = {"n": 64 if size == 57 else rng.choice([64, 3]), "c": c, "h": size, "w": size, "kh": kernel, "kw": kernel,
+                  "padding": (kernel // 2, kernel // 2), "dtype": rng.choice(["float16", "bfloat16"]),
+                  "layout": "channel_major"}  # fmt: skip
+        p = ConvProblem(**fields, epilogue=Epilogue(*epilogue))
+        configs = RESIDENT.configs(p, H100)
+        cases += [(p, configs[i], ("sm_90", "resident", fields, epilogue, i)) for i in rng.sample(range(len(configs)), 3)]
+    reports = compile_all([case for _, _, case in cases], where)
+    for (p, config, _), report in zip(cases, reports, strict=True):
+        assert report["spill_bytes"] == 0, (p, config)
+        assert report["shared_bytes"] <= shared_bytes(p, config), (p, config)
+        assert report["num_warps"] == 4 * config.groups
+        assert report["loop"]["mma_kind"].startswith(f"HGMMA.{IMAGES}x{config.outputs}x16"), (p, config)
+
+
+def test_plan_with_a_triton_that_can(monkeypatch):
+    """Batch 64 of the first stage: the cost model prefers it where it serves."""
+    p = problem(64, 128, 56, 56, 31, 31)
+    assert plan(p, H100).algorithm == "toeplitz"
+    monkeypatch.setattr(ResidentAlgorithm, "supports", lambda self, problem, device: None)
+    chosen = plan(replace(p, c=132), H100)
+    assert chosen.algorithm == "resident"
+    assert (chosen.config.rows, chosen.config.columns, chosen.config.groups) == (8, 32, 2)
+
+
+def test_launch_arguments_follow_strides():
+    p = problem(64, 8, 28, 28, 13, 13)
+    x = layout.empty((64, 8, 28, 28), "nchw", torch.empty(0, dtype=torch.float16, device="meta"))
+    config = RESIDENT.configs(p, H100)[0]
+    launch = RESIDENT.kernel_launch(p, config, x, x, None, None, x)
+    assert launch.args["stride_xn"] * launch.args["XV"] == 8 * 28 * 28
+    assert launch.grid == (8 * ceil(28 / config.columns) * config.split,)
