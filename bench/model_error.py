@@ -14,6 +14,7 @@ from typing import Any
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import Algorithm
 from lk_triton.tuning.entry import problem_from_json
 
 from . import report, usage
@@ -51,9 +52,7 @@ def compare(row: Row) -> Comparison:
     try:
         problem, ran = problem_from_json(json.loads(row["problem"])), json.loads(row["config"])
         algorithm, sms = registry.get(ran["algorithm"]), int(row["sms"])
-        if ran["config"].keys() != {field.name for field in fields(algorithm.config_type)}:
-            raise ValueError
-        config = algorithm.config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in ran["config"].items()})
+        config = config_of(algorithm, ran["config"])
     except (KeyError, TypeError, ValueError):
         raise ValueError("written by another version") from None
     if sms != device.sms:
@@ -80,6 +79,56 @@ def compare_all(rows: Sequence[Row]) -> tuple[list[Comparison], dict[str, int]]:
     return list(found.values()), dict(skipped)
 
 
+def compare_tuned(lines: Sequence[str]) -> tuple[list[Comparison], dict[str, int]]:
+    """The same for every trial of the lines that ``lk-triton tune --json`` prints."""
+    found: list[Comparison] = []
+    skipped: Counter[str] = Counter()
+    name = ""
+    for line in map(json.loads, filter(str.strip, lines)):
+        name = line["device"] if line["type"] == "device" else name
+        for trial in line.get("trials", ()):
+            if trial["microseconds"] is None:
+                skipped["rejected"] += 1
+                continue
+            try:
+                found.append(compare_trial(name, line["problem"], trial))
+            except ValueError as reason:
+                skipped[str(reason)] += 1
+    return found, dict(skipped)
+
+
+def compare_trial(device_name: str, problem_data: Any, trial: Mapping[str, Any]) -> Comparison:
+    """The estimate of this version for what a trial of the tuner ran.
+
+    Raises:
+        ValueError: it cannot be compared; the text says why.
+    """
+    device = devices.named(device_name)
+    if device is None:
+        raise ValueError(f"no device facts of {device_name}")
+    try:
+        problem, algorithm = problem_from_json(problem_data), registry.get(trial["algorithm"])
+        config = config_of(algorithm, trial["config"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("written by another version") from None
+    seconds, limiter = algorithm.estimate(problem, config, device)
+    return Comparison(
+        device_name, str(problem), problem.dtype, algorithm.name, trial["config"],
+        trial["microseconds"], report.short(seconds * 1e6), limiter, report.short(trial["microseconds"] / seconds / 1e6),
+    )  # fmt: skip
+
+
+def config_of(algorithm: Algorithm, data: Mapping[str, Any]) -> Any:
+    """A config from its fields as JSON.
+
+    Raises:
+        ValueError: the fields are not those of this version.
+    """
+    if data.keys() != {field.name for field in fields(algorithm.config_type)}:
+        raise ValueError
+    return algorithm.config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
 def by_algorithm(comparisons: Sequence[Comparison]) -> list[report.Row]:
     """Median and worst ratio of each device and algorithm; the worst is farthest from 1, as a factor."""
     groups: dict[tuple[str, str], list[Comparison]] = {}
@@ -97,14 +146,20 @@ def by_algorithm(comparisons: Sequence[Comparison]) -> list[report.Row]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``run``."""
     parser.description = __doc__
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="what bench conv wrote on a GPU")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="what bench conv (.csv) or tune --json (.jsonl) wrote"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare and print."""
     try:
-        comparisons, skipped = compare_all(report.read(options.files))
+        tuned = [file for file in options.files if file.suffix == ".jsonl"]
+        comparisons, skipped = compare_all(report.read([file for file in options.files if file not in tuned]))
+        for file in tuned:
+            found, left_out = compare_tuned(file.read_text().splitlines())
+            comparisons, skipped = comparisons + found, dict(Counter(skipped) + Counter(left_out))
     except OSError as error:
         raise usage.UsageError(f"{error.filename}: {error.strerror}") from None
     if not comparisons:
