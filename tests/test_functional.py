@@ -25,9 +25,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activati
     """The documented mathematics in float64 with torch's own operations; padding None means "same"."""
     if padding is None:
         padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    y = F.conv2d(
-        x.double(), weight.double(), None if bias is None else bias.double(), stride, padding, dilation, x.shape[1]
-    )
+    y = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), stride, padding, dilation, x.shape[1])
     y = activate(y, activation)
     return y if residual is None else y + residual.double()
 

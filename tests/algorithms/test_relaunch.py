@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -104,3 +105,31 @@ def test_it_forgets_rather_than_grows(monkeypatch: pytest.MonkeyPatch) -> None:
         launch = KernelLaunch(Kernel(), (1,), dict.fromkeys(Kernel.arg_names, x), 4, 3)
         relaunch.launch_again("a", i, "config", (x,), lambda launch=launch: launch, CUDA)
         assert len(relaunch._known) <= 2
+
+
+def test_tritons_own_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton calls a compiled kernel takes the grid and all arguments, in the order of the signature."""
+    from triton.compiler import compiler
+
+    calls = []
+
+    class Handle(compiler.CompiledKernel):
+        def __init__(self) -> None:
+            self.function, self.packed_metadata = "handle", None
+
+        def _init_handles(self) -> None:
+            pass
+
+        def launch_metadata(self, grid: Any, stream: Any, *args: Any) -> None:
+            pass
+
+        run = property(lambda self: lambda *args: calls.append(args))
+
+    driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: "stream")
+    monkeypatch.setattr(compiler, "driver", SimpleNamespace(active=driver))
+    x, w, out = (torch.zeros(4) for _ in range(3))
+    launch = KernelLaunch(Kernel(), (7,), {"x": x, "w": w, "size": 5, "out": out}, 4, 3)
+    relaunch.Relaunch(launch, Handle(), (x, w, out)).run((x, w, out))
+    ((*grid, stream, function, _, _, _, _, a, b, size, c),) = calls
+    assert (grid, stream, function, size) == ([7, 1, 1], "stream", "handle", 5)
+    assert (a is x, b is w, c is out) == (True, True, True)

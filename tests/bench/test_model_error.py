@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lk_triton.bench.cases import cases, tiny
 from lk_triton.bench.providers import config_to_json
 from lk_triton.cli import main
 from lk_triton.device import TABLE
-from lk_triton.tuning.entry import problem_from_json
+from lk_triton.tuning.entry import problem_from_json, problem_to_json
 from lk_triton.tuning.plan import plan
 
 H100 = TABLE["h100"]
@@ -139,3 +140,35 @@ def test_what_bench_conv_writes_can_be_read(tmp_path: Path) -> None:
     compared = model_error.compare(written | {"device": figures.GPU, "sms": "132"})
     assert compared.algorithm == "toeplitz"
     assert problem_from_json(json.loads(written["problem"])) == tiny(cases()["31b-224-stage1-n1"])
+
+
+def test_what_the_docs_say_of_the_h100(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table in docs/tuning.md is what the command finds in bench/results."""
+    root = Path(__file__).parents[2]
+    assert main(["bench", "model-error", str(root / "bench/results/h100_configs.jsonl"), "--json"]) == 0
+    found = {row["algorithm"]: row for row in json.loads(capsys.readouterr().out)["algorithms"]}
+    rows = re.findall(r"\| `(\w+)` \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", (root / "docs/tuning.md").read_text())
+    assert {row[0] for row in rows} == found.keys() == {"toeplitz", "direct", "pointwise", "cublas"}
+    for name, configs, middle, worst in rows:
+        assert int(configs) == found[name]["configs"]
+        assert float(middle) == pytest.approx(found[name]["median_ratio"], abs=0.006), name
+        assert float(worst) == pytest.approx(found[name]["worst_ratio"], abs=0.06), name
+
+
+def test_tuned_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rejected trials and those of other versions are counted, not compared."""
+    problem = cases()["31b-224-stage1-n64"]
+    config = asdict(plan(problem, H100, "toeplitz").config)
+    trial = {"algorithm": "toeplitz", "config": config, "microseconds": 10.0}
+    trials = [trial, trial | {"microseconds": None}, trial | {"config": {"rows": 8}}, trial | {"algorithm": "gone"}]
+    lines = [
+        {"type": "device", "device": H100.name},
+        {"type": "result", "problem": problem_to_json(problem), "trials": trials},
+    ]
+    file = tmp_path / "tuned.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*lines, {"type": "summary"}])))
+    assert main(["bench", "model-error", str(file), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (case,) = answer["cases"]
+    assert case["ratio"] == pytest.approx(10.0 / case["estimate_us"], rel=1e-3)
+    assert answer["skipped"] == {"rejected": 1, "written by another version": 2}
