@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 from lk_triton import device as devices
-from lk_triton.algorithms import registry
+from lk_triton.algorithms import registry, resident
 from lk_triton.device import Device
 from lk_triton.problem import ConvProblem
 
@@ -60,8 +60,11 @@ def best(problem: ConvProblem, device: Device, algorithm: str) -> Best:
 
 
 def fastest(problem: ConvProblem, device: Device) -> tuple[str, Best]:
-    """The algorithm with the lowest estimate, and that."""
-    found = {name: best(problem, device, name) for name in ("toeplitz", "direct")}
+    """The algorithm with the lowest estimate, and that; ``resident`` counts whether the Triton here can compile it or not."""
+    names = ["toeplitz", "direct"]
+    if resident.refusal(problem, device) is None and registry.get("resident").configs(problem, device):
+        names.insert(1, "resident")
+    found = {name: best(problem, device, name) for name in names}
     name = min(found, key=lambda n: found[n].us)
     return name, found[name]
 

@@ -61,7 +61,7 @@ class ResidentAlgorithm(TritonAlgorithm):
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None, or why not."""
-        return super().supports(problem, device) or refusal(problem, device)
+        return super().supports(problem, device) or refusal(problem, device) or missing_here()
 
     def configs(self, problem: ConvProblem, device: Device) -> list[ResidentConfig]:
         """Tiles of 64 to 256 outputs that fit in shared memory."""
@@ -163,7 +163,7 @@ class ResidentAlgorithm(TritonAlgorithm):
 
 
 def refusal(problem: ConvProblem, device: Device) -> str | None:
-    """Why ``resident`` cannot serve, whatever its configs, or None."""
+    """Why ``resident`` cannot serve, whatever its configs and wherever it is compiled, or None."""
     if device.backend != "cuda" or device.capability != 90:
         return f"{device.arch} has no wgmma: sm_90 is needed"
     if problem.dtype not in ("float16", "bfloat16"):
@@ -175,16 +175,19 @@ def refusal(problem: ConvProblem, device: Device) -> str | None:
         return f"kernel {problem.kh}x{problem.kw} is not odd"
     if problem.padding[0] >= problem.kh or problem.padding[1] >= problem.kw:
         return f"padding {problem.padding} leaves outputs that see no input"
-    if devices.interpreted():
-        return "Gluon kernels cannot be interpreted: unset TRITON_INTERPRET"
-    return missing_gluon()
+    return None
+
+
+def missing_here() -> str | None:
+    """Why this process cannot compile the kernel, or None."""
+    return "Gluon kernels cannot be interpreted: unset TRITON_INTERPRET" if devices.interpreted() else missing_gluon()
 
 
 @lru_cache
 def missing_gluon() -> str | None:
     """Why the installed Triton cannot compile the kernel, or None.
 
-    It lets a view of shared memory grow (``_reinterpret``), which Triton 3.6 compiles and 3.8 refuses.
+    It lets a view of shared memory grow (``_reinterpret``), which Triton 3.6 and 3.7 compile and 3.8 refuses.
     """
     if find_spec("triton") is None:
         return "Triton is not installed"
