@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors import safe_open
 
 import lk_triton
+from lk_triton.algorithms.registry import meant_for
 from lk_triton.cli import main
 from lk_triton.commands import classes, images, run
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
+from lk_triton.problem import ConvProblem, DenseProblem, FfnProblem
 
 TINY = ("--model", "replknet_tiny", "--size", "64", "--device", "cpu")
 
@@ -303,6 +305,9 @@ def test_preprocessing_is_torchvisions(size: int, shape: tuple[int, int]) -> Non
 # ---- info ---------------------------------------------------------------------------------------------------------------
 
 
+KINDS = {"dense": DenseProblem, "ConvFFN": FfnProblem}
+
+
 @pytest.mark.parametrize("arch", [None, "sm_90", "sm_80", "sm_70"])
 def test_info_json(capsys: pytest.CaptureFixture[str], arch: str | None) -> None:
     assert main(["info", "--json", *(("--arch", arch) if arch else ())]) == 0
@@ -311,12 +316,12 @@ def test_info_json(capsys: pytest.CaptureFixture[str], arch: str | None) -> None
     assert {"c_compiler", "python_headers", "device"} <= set(result)
     layers = result["layers"]
     half = [layer for layer in layers if layer["dtype"] == "float16"]
-    assert sum(layer["count"] for layer in half) == 130
-    assert len(layers) == 2 * len(half)
+    assert sum(layer["count"] for layer in half) == 130 - 4, "four ConvFFNs are posed whole"
+    assert sum(layer["count"] for layer in layers if layer["dtype"] == "float32") == 130
     for layer in layers:
         assert layer["algorithm"] in layer["estimate_us"]
-        dense = " dense " in layer["problem"]
-        meant = {"pointwise", "cublas", "stem", "onednn", "torch"} if dense else {"toeplitz", "resident", "direct", "torch"}
+        kind = next((k for word, k in KINDS.items() if f" {word} " in layer["problem"]), ConvProblem)
+        meant = meant_for(kind).keys()
         assert set(layer["estimate_us"]) | set(layer["refusals"]) == meant
     large = next(layer for layer in half if "31x31" in layer["problem"])
     if arch in ("sm_90", "sm_80"):
