@@ -115,7 +115,7 @@ def test_tritons_own_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Handle(compiler.CompiledKernel):
         def __init__(self) -> None:
-            self.function, self.packed_metadata = "handle", None
+            self.function, self.packed_metadata, self.module = "handle", None, None
 
         def _init_handles(self) -> None:
             pass
