@@ -123,7 +123,9 @@ def test_tritons_own_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         def launch_metadata(self, grid: Any, stream: Any, *args: Any) -> None:
             pass
 
-        run = property(lambda self: lambda *args: calls.append(args))
+        @property
+        def run(self) -> Any:
+            return lambda *args: calls.append(args)
 
     driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: "stream")
     monkeypatch.setattr(compiler, "driver", SimpleNamespace(active=driver))
