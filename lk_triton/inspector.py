@@ -194,7 +194,9 @@ def _specialize(launch: KernelLaunch) -> tuple[dict[str, str], dict[str, Any], d
             continue
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if isinstance(value, Tensor) or value % 16 == 0:
+        # a meta tensor's address is its offset
+        address = value.storage_offset() * value.element_size() if isinstance(value, Tensor) else value
+        if address % 16 == 0:
             attributes[(position,)] = [["tt.divisibility", 16]]
     return signature, constexprs, attributes
 

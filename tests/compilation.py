@@ -16,7 +16,7 @@ from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem
 from lk_triton.tuning.plan import plan
 
 for line in sys.stdin:
-    arch, algorithm, fields, epilogue, number = json.loads(line)
+    arch, algorithm, fields, epilogue, number, offset = json.loads(line)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     kind = FfnProblem if "hidden" in fields else DenseProblem if "out_channels" in fields else ConvProblem
     problem = kind(**fields, epilogue=Epilogue(*epilogue))
@@ -24,18 +24,22 @@ for line in sys.stdin:
         config = plan(problem, device.for_arch(arch), algorithm).config
     else:
         config = registry.get(algorithm).configs(problem, device.for_arch(arch))[number]
-    report = dataclasses.asdict(inspector.compile_launch(inspector.meta_launch(problem, algorithm, config), arch))
+    launch = inspector.meta_launch(problem, algorithm, config)
+    if offset:
+        launch.args["x"] = launch.args["x"].flatten()[offset:]
+    report = dataclasses.asdict(inspector.compile_launch(launch, arch))
     report.pop("disassembly")
     print(json.dumps(report), flush=True)
 """
 
 
 def compile_all(cases: list[tuple], folder: str | None = None) -> list[dict]:
-    """Compile what each (arch, algorithm, problem fields, epilogue) would run; a fifth item numbers another legal config.
+    """Compile what each (arch, algorithm, problem fields, epilogue) would run; a fifth item numbers another legal config
+    (None: the planned one), a sixth is the offset of x in its memory, in elements.
 
     ``folder``: where another Triton lies than the one installed.
     """
-    cases = [case if len(case) == 5 else (*case, None) for case in cases]
+    cases = [(*case, None, 0)[:6] if len(case) == 4 else (*case, 0)[:6] for case in cases]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     if folder is not None:
         environment["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [environment.get("PYTHONPATH")])])

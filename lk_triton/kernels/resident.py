@@ -50,7 +50,7 @@ def _fill(t_smem, bank_c, column, tap0, KH, S_HI, NQ: gl.constexpr, QB: gl.const
     ky = S_HI + gl.expand_dims(q // KIN, 0) - gl.expand_dims(row // WT, 1)
     offset = gl.expand_dims(copy * L, 1) + i + ky * (V * L)
     for b in range(0, NQ, QB):
-        mask = inside & ((ky - b).to(gl.uint32, bitcast=True) < KH.to(gl.uint32))
+        mask = inside & ((ky - b).to(gl.uint32, bitcast=True) < KH)
         block = t_smem.index(b)._reinterpret(t_smem.dtype, [QB * WT, D * KIN], t_smem.layout)
         async_copy.async_copy_global_to_shared(block, bank_c + (offset - b * (V * L)), mask=mask)
 
@@ -250,7 +250,8 @@ def resident_kernel(
     bias_c = 0.0
     if HAS_BIAS:
         bias_c = gl.load(bias + c).to(gl.float32)
-    x_c = x + c * stride_xc * XV
+    # copies are asynchronous from 4 bytes up, and of a pointer that is no multiple of 16 Triton knows nothing
+    x_c = gl.multiple_of(x + c * stride_xc * XV, 2 * XV)
     out_c = out + c * stride_oc * OV
     residual_c = out_c
     if HAS_RESIDUAL:

@@ -248,13 +248,31 @@ def folder() -> str | None:
     return None if triton.__version__.startswith(("3.6", "3.7")) else os.environ.get("LK_TRITON_TEST_TRITON", "")
 
 
-def test_compiled_for_sm_90():
-    """Random legal configs of the layers of 31B and of odd maps: no spills, shared memory as estimated, wgmma."""
+def folder_or_skip() -> str | None:
     where = folder()
     if where == "":
         pytest.skip(
             "LK_TRITON_TEST_TRITON names no folder with Triton 3.6: pip install --no-deps --target FOLDER triton==3.6.0"
         )
+    return where
+
+
+def test_compiled_for_slices_and_single_rows():
+    """x that begins at no multiple of 16 bytes, of which Triton learns nothing, and a size of 1, which it makes a constant."""
+    where = folder_or_skip()
+    cases = []
+    for size, kernel, offset in ((56, (13, 13), 4), (28, (13, 13), 4), (14, (13, 13), 2), (7, (13, 13), 1), (14, (1, 11), 0)):
+        fields = {"n": 64, "c": 8, "h": size, "w": size, "kh": kernel[0], "kw": kernel[1],
+                  "padding": (kernel[0] // 2, kernel[1] // 2)}  # fmt: skip
+        configs = RESIDENT.configs(ConvProblem(**fields, epilogue=Epilogue(True)), H100)
+        groups = [config.groups for config in configs]
+        cases += [("sm_90", "resident", fields, (True, None, False), groups.index(g), offset) for g in (1, 2) if g in groups]
+    assert len(compile_all(cases, where)) == len(cases) > 5
+
+
+def test_compiled_for_sm_90():
+    """Random legal configs of the layers of 31B and of odd maps: no spills, shared memory as estimated, wgmma."""
+    where = folder_or_skip()
     rng = random.Random(2)
     cases = []
     for c, size, kernel, epilogue in (
