@@ -129,6 +129,16 @@ def test_strided_planes_are_copied(algorithm: str) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_weights_with_gaps(algorithm: str) -> None:
+    x, weight, bias = tensors((2, 3, 6, 7), (3, 5))
+    spread, every_other = torch.zeros(3, 1, 3, 10), torch.full((6,), 9.0)
+    spread[..., ::2], every_other[::2] = weight, bias
+    expected = reference(x, weight, bias)
+    y = depthwise_conv2d(x, spread[..., ::2], every_other[::2], algorithm=algorithm)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_inputs_are_left_alone() -> None:
     x, weight, bias = tensors((1, 2, 5, 5), (3, 3))
     residual = torch.randn_like(x)

@@ -54,6 +54,17 @@ def test_is_its_two_layers(activation: str, algorithm: str) -> None:
     torch.testing.assert_close(conv_ffn(*given, activation=activation), y - given[0])
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("algorithm", ["convffn", "pair"])
+def test_biases_with_gaps(algorithm: str) -> None:
+    torch.manual_seed(0)
+    x = layout.conform(torch.randn(1, 64, 8, 8).half(), "channel_major")
+    w1, w2 = (torch.randn(64, 64, 1, 1).half() / 8 for _ in range(2))
+    b1, b2 = torch.ones(1).half().expand(64), torch.randn(128).half()[::2]
+    y, expected = (conv_ffn(x, w1, b1, w2, b2, algorithm=a) for a in (algorithm, "torch"))
+    torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.usefixtures("no_interpreter")
 def test_gradients_and_autocast() -> None:
     given = tensors(dtype=torch.float64)

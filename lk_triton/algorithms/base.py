@@ -161,11 +161,20 @@ class TritonAlgorithm:
         """Run ``kernel_launch``, which is built once for all tensors of the same strides and alignment."""
         from .relaunch import launch_again
 
+        bias = _without_gaps(bias)
+
         def first() -> KernelLaunch:
             return self.kernel_launch(problem, config, x, bank, bias, residual, out)
 
         tensors = (x, *_each(bank), *_each(bias), residual, out)
         launch_again(self.name, problem, config, tensors, first, x.device)
+
+
+def _without_gaps(bias: Weights | None) -> Weights | None:
+    """``bias`` contiguous, as kernels read it: they do not ask for its stride."""
+    if isinstance(bias, tuple):
+        return tuple(b.contiguous() for b in bias)
+    return None if bias is None else bias.contiguous()
 
 
 def _each(weights: Weights | None) -> tuple[Tensor | None, ...]:
