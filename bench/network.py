@@ -93,7 +93,7 @@ class Case:
         except torch.OutOfMemoryError:
             row["note"] = "out of memory"
         except Exception as error:  # one contestant's crash must not lose the others' figures
-            row |= {"gate": row.get("gate") or "failed", "note": f"{type(error).__name__}: {error}".splitlines()[0]}
+            row |= {"gate": "failed", "note": f"{type(error).__name__}: {error}".splitlines()[0]}
         free(self.device)
         print(f"{provider}: built and checked in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 

@@ -50,7 +50,7 @@ def depthwise_conv2d(
     Returns:
         (N, C * multiplier, OH, OW) in the dtype and layout of x. Accumulation is in float32.
 
-    ``toeplitz`` multiplies whole windows by zeros, so Inf and NaN in x spread up to a tile beyond the filter's
+    ``toeplitz`` and ``resident`` multiply whole windows by zeros, so Inf and NaN in x spread up to a tile beyond the filter's
     footprint; ``direct`` and ``torch`` have exact footprints.
 
     Raises:

@@ -79,7 +79,9 @@ class ResidentAlgorithm(TritonAlgorithm):
                 parts = [step_rows * part for part in window if part]
                 if min(parts) < 16 or max(parts) > WIDEST_ROW or (step_rows > 1 and step_rows >= 2 * problem.h):
                     continue
-                for buffers, store, groups in product(BUFFERS, widths, (1, 2) if outputs in SECOND_REGISTERS else (1,)):
+                # two groups leave no registers for a residual
+                several = outputs in SECOND_REGISTERS and not problem.epilogue.residual
+                for buffers, store, groups in product(BUFFERS, widths, (1, 2) if several else (1,)):
                     if store == widths[-1] and len(widths) == 2 and store < 4:
                         continue
                     config = ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)

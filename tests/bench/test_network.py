@@ -264,3 +264,16 @@ def test_on_a_gpu() -> None:
     assert abs(eager - graph) <= 1  # the copy into the graph's buffer
     assert graph < published
     assert all(float(str(row["estimate_us"])) > 0 for name, row in rows.items() if name.startswith("lk_triton"))
+
+
+def test_a_form_that_crashes_behind_the_gate_fails(
+    tmp_path: Path, no_interpreter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> list[float]:
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(network.Case, "_latencies", crash)
+    file = tmp_path / "network.csv"
+    assert network.main([*TINY, "--out", str(file), "--forms", "lk_triton"]) == 1
+    (row,) = read(file)
+    assert (row["gate"], row["note"]) == ("failed", "RuntimeError: lost")
