@@ -99,7 +99,7 @@ def check_ffn(
     for name, bias in (("b1", b1), ("b2", b2)):
         if not isinstance(bias, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(bias).__name__}")
-    check_dense(x, w1, b1, None, activation, 1, 0, precision, None)
+    check_dense(x, w1, b1, None, activation, 1, 0, precision, out_layout)
     if activation is None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}: without one the two layers are a single one")
     c, hidden = x.shape[1], w1.shape[0]
@@ -109,8 +109,6 @@ def check_ffn(
             raise ValueError(f"{name} must be {shape} for {c} channels and {hidden} hidden ones, got {given}")
     check_epilogue((x.shape[0], c, x.shape[2], x.shape[3]), b2, residual)
     check_options(x, w2, b2, residual, None, precision)
-    if out_layout is not None and out_layout not in LAYOUTS:
-        raise ValueError(f"out_layout must be None or one of {', '.join(LAYOUTS)}, got {out_layout!r}")
 
 
 def check_tensors(**tensors: object) -> None:

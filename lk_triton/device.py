@@ -93,6 +93,19 @@ class Device:
         """SM clocks per second, over all SMs."""
         return self.sms * self.clock_ghz * 1e9
 
+    def programs_at_once(self, registers: float, shared_bytes: float, warps: int, tensor_columns: int = 0) -> int:
+        """How many programs one SM holds, at least one, by what each takes: registers per thread, shared memory in bytes,
+        warps, columns of tensor memory."""
+        limits = [
+            self.registers_per_sm / (registers * self.warp_size * warps),
+            self.shared_per_sm / shared_bytes,
+            self.warps_per_sm / warps,
+            self.programs_per_sm,
+        ]
+        if tensor_columns:
+            limits.append(self.tensor_columns / tensor_columns)
+        return max(1, int(min(limits)))
+
 
 KIB, MIB = 2**10, 2**20
 _ADA = {"warps_per_sm": 48, "programs_per_sm": 24}

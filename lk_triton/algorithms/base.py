@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import layout
 from ..device import Device
 from ..problem import ConvProblem, DenseProblem, FfnProblem, Problem
+from .relaunch import launch_again
 
 Config = Any
 """A frozen dataclass of compile-time choices; each algorithm has its own."""
@@ -159,8 +160,6 @@ class TritonAlgorithm:
         out: Tensor,
     ) -> None:
         """Run ``kernel_launch``, which is built once for all tensors of the same strides and alignment."""
-        from .relaunch import launch_again
-
         bias = _without_gaps(bias)
 
         def first() -> KernelLaunch:

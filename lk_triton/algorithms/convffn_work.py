@@ -86,15 +86,10 @@ def tensor_columns(problem: FfnProblem, config: ConvffnConfig, device: Device) -
 @lru_cache(maxsize=4096)
 def programs_per_sm(problem: FfnProblem, config: ConvffnConfig, device: Device) -> int:
     """How many programs are resident on one SM."""
-    limits = [
-        device.registers_per_sm / (registers(problem, config, device) * device.warp_size * config.num_warps),
-        device.shared_per_sm / shared_bytes(problem, config),
-        device.warps_per_sm / config.num_warps,
-        device.programs_per_sm,
-    ]
-    if columns := tensor_columns(problem, config, device):
-        limits.append(device.tensor_columns / columns)
-    return max(1, int(min(limits)))
+    return device.programs_at_once(
+        registers(problem, config, device), shared_bytes(problem, config), config.num_warps,
+        tensor_columns(problem, config, device),
+    )  # fmt: skip
 
 
 def instructions(problem: FfnProblem, config: ConvffnConfig, device: Device) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .base import KernelLaunch
+if TYPE_CHECKING:
+    from .base import KernelLaunch
 
 Tensors = tuple[Tensor | None, ...]
 

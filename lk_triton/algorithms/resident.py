@@ -20,7 +20,6 @@ from .resident_work import (
     SECOND_REGISTERS,
     VECTOR,
     ResidentConfig,
-    bank_row_bytes,
     column_tiles,
     image_blocks,
     issued_macs,
@@ -33,7 +32,7 @@ from .resident_work import (
     steps_of,
     tile_blocks,
 )
-from .toeplitz import MOST_OVERLAP, OVERLAP, STORE_CLOCKS, pack
+from .toeplitz import MOST_OVERLAP, OVERLAP, STORE_CLOCKS, not_plain, pack
 from .toeplitz_work import bank_bytes, row_length, window_of
 
 TILES = ((8, 32), (4, 32), (16, 16), (8, 16), (4, 16), (8, 8), (16, 8))
@@ -102,14 +101,14 @@ class ResidentAlgorithm(TritonAlgorithm):
         smem = reads / (device.shared_bytes_per_clock * clock)
         one = START_CLOCKS + COPY_CLOCKS * matrix_elements(problem, config) / VECTOR / device.warp_size
         one += STORE_CLOCKS * config.outputs * tile_blocks(problem, config) / config.split
-        resident = _programs_per_sm(problem, config, device)
+        resident = device.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
         hidden = min(config.groups * resident, MOST_OVERLAP)
         waiting = ceil(per_sm / resident) * count / programs(problem, config) / config.groups
         waiting *= device.l2_latency_ns * 1e-9 / (config.buffers - 2)
         exposed = ceil(per_sm) * device.sms * one / hidden / clock
         outside = activation_bytes(problem)
         image = count * IMAGES * config.step_k * size
-        banks = programs(problem, config) * bank_row_bytes(problem)
+        banks = programs(problem, config) * self.bank_bytes(problem, config) / problem.c
         return roofline(
             problem,
             device,
@@ -170,11 +169,8 @@ def refusal(problem: ConvProblem, device: Device) -> str | None:
         return f"{device.arch} has no wgmma: sm_90 is needed"
     if problem.dtype not in ("float16", "bfloat16"):
         return f"dtype {problem.dtype} is not one of float16, bfloat16"
-    for name, wanted in (("stride", (1, 1)), ("dilation", (1, 1)), ("multiplier", 1)):
-        if getattr(problem, name) != wanted:
-            return f"{name} {getattr(problem, name)} is not {wanted}"
-    if problem.kh % 2 == 0 or problem.kw % 2 == 0:
-        return f"kernel {problem.kh}x{problem.kw} is not odd"
+    if (reason := not_plain(problem)) is not None:
+        return reason
     if problem.padding[0] >= problem.kh or problem.padding[1] >= problem.kw:
         return f"padding {problem.padding} leaves outputs that see no input"
     return None
@@ -199,10 +195,3 @@ def missing_gluon() -> str | None:
     if version not in ((3, 6), (3, 7)):
         return f"its Gluon kernel needs Triton 3.6 or 3.7, this is {triton.__version__}"
     return None
-
-
-def _programs_per_sm(problem: ConvProblem, config: ResidentConfig, device: Device) -> int:
-    """How many programs are resident on one SM."""
-    threads = 4 * device.warp_size * config.groups
-    limits = (device.registers_per_sm / (registers(config) * threads), device.shared_per_sm / shared_bytes(problem, config))
-    return max(1, int(min(limits)))

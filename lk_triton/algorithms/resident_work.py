@@ -8,7 +8,6 @@ from math import ceil
 
 from ..problem import ConvProblem
 from .base import image_vector
-from .toeplitz_work import row_length
 
 IMAGES = 64
 """M: images of a tile block, the rows of one warp group's wgmma."""
@@ -139,8 +138,3 @@ def most_registers(problem: ConvProblem, config: ResidentConfig) -> float:
     """What tells configs that may spill: accumulators, to all of which a residual is added at once, and addresses of loads."""
     loads = max(config.step_k * IMAGES / image_vector(problem) / 128, 1)
     return config.outputs / 2 * (1.75 if problem.epilogue.residual else 1) + 4 * loads + 45
-
-
-def bank_row_bytes(problem: ConvProblem) -> int:
-    """Bytes of one channel's bank, which every program reads."""
-    return 2 * problem.kh * VECTOR * row_length(problem.kw, VECTOR)

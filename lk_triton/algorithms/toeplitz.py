@@ -77,15 +77,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
             return super().supports(problem, device)
         if device.backend == "cuda" and device.capability < 80:
             return f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
-        if problem.stride != (1, 1):
-            return f"stride {problem.stride} is not (1, 1)"
-        if problem.dilation != (1, 1):
-            return f"dilation {problem.dilation} is not (1, 1)"
-        if problem.multiplier != 1:
-            return f"channel multiplier {problem.multiplier} is not 1"
-        if problem.kh % 2 == 0 or problem.kw % 2 == 0:
-            return f"kernel {problem.kh}x{problem.kw} is not odd"
-        reason = super().supports(problem, device)
+        reason = not_plain(problem) or super().supports(problem, device)
         if reason is None and not precisions(problem, device):
             return f"precision {problem.precision} is not offered on {device.arch}, ieee is"
         if reason is None and window_of(problem, 8) is None:
@@ -130,7 +122,9 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         shared += (0 if image_bypasses else counted.image_bytes) + (0 if bank_bypasses else counted.bank_bytes)
         bank_l2 = counted.bank_bytes if bank_bypasses else counted.bank_rows_bytes
         issued = counted.steps * config.num_warps * _instructions(problem, config, dot)
-        resident = _programs_per_sm(problem, config, dot, device)
+        resident = device.programs_at_once(
+            registers(problem, config, dot), shared_bytes(problem, config, dot), config.num_warps, dot.tensor_columns
+        )
         rounds = ceil(per_sm / resident)
         ends = START_CLOCKS + STORE_CLOCKS * config.outputs * config.tiles / 64
         exposed = ceil(per_sm) * ends / min(resident, MOST_OVERLAP) * device.sms / device.clocks
@@ -191,6 +185,19 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
 
 
+def not_plain(problem: ConvProblem) -> str | None:
+    """What the Toeplitz matrix is not made for, or None: it takes stride 1, no dilation, one filter a channel, odd kernels."""
+    if problem.stride != (1, 1):
+        return f"stride {problem.stride} is not (1, 1)"
+    if problem.dilation != (1, 1):
+        return f"dilation {problem.dilation} is not (1, 1)"
+    if problem.multiplier != 1:
+        return f"channel multiplier {problem.multiplier} is not 1"
+    if problem.kh % 2 == 0 or problem.kw % 2 == 0:
+        return f"kernel {problem.kh}x{problem.kw} is not odd"
+    return None
+
+
 def pack(weight: Tensor, vector: int) -> Tensor:
     """weight (C, 1, KH, KW) -> bank (C, KH, V, L): V copies of each filter row, copy v shifted by v elements."""
     from ..kernels.toeplitz import pack_kernel
@@ -248,19 +255,6 @@ def _instructions(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> flo
     Counted in offline compilations for sm_80, sm_90, sm_100 and gfx942.
     """
     return 50 + 9 * sum(loads_per_thread(problem, config, dot)) + dot.instructions
-
-
-def _programs_per_sm(problem: ConvProblem, config: ToeplitzConfig, dot: Dot, device: Device) -> int:
-    """How many programs are resident on one SM."""
-    limits = [
-        device.registers_per_sm / (registers(problem, config, dot) * device.warp_size * config.num_warps),
-        device.shared_per_sm / shared_bytes(problem, config, dot),
-        device.warps_per_sm / config.num_warps,
-        device.programs_per_sm,
-    ]
-    if columns := dot.tensor_columns:
-        limits.append(device.tensor_columns / columns)
-    return max(1, int(min(limits)))
 
 
 def _power_of_two(value: int) -> int:
