@@ -49,6 +49,23 @@ def channel_norm(channels: int, fused: bool, **options: Any) -> nn.BatchNorm2d |
     return ChannelAffine(channels, **options) if fused else nn.BatchNorm2d(channels, **options)
 
 
+class Transition(nn.Sequential):
+    """Between stages: 1x1 to the next width and depthwise 3x3 of stride 2, each with BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, fused: bool, **options: Any) -> None:
+        super().__init__(
+            pointwise(in_channels, out_channels, "relu", fused, **options), depthwise3x3(out_channels, 2, fused, **options)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """x (N, Cin, H, W) -> (N, Cout, H/2, W/2), halves rounded up; on a GPU, in the fused form, channel-major.
+
+        Asked for again because the strides of a single image do not always tell, and those of the smaller map then would
+        not be rounded up.
+        """
+        return self[1](self[0](x, None, channel_major(x)))
+
+
 class DropPath(nn.Module):
     """Stochastic depth: in training, drops whole samples with probability ``p`` and rescales the others."""
 
@@ -204,6 +221,11 @@ def in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, images: int | None)
 def by_torch(x: Tensor) -> bool:
     """Whether convolutions of ``x`` are torch's, which are fastest in channels_last: on a CPU."""
     return x.device.type == "cpu" and not interpreted()
+
+
+def channel_major(x: Tensor) -> str | None:
+    """The ``out_layout`` of a fused layer between others: channel-major on a GPU, without gradients; else None, that of x."""
+    return None if by_torch(x) or torch.is_grad_enabled() else "channel_major"
 
 
 def run(module: nn.Module, x: Tensor, checkpointed: bool, *options: Any) -> Tensor:

@@ -20,7 +20,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lk_triton.bank import Banked
 from lk_triton.nn import ChannelAffine, ConvUnit
 
-from .blocks import ConvFFN, RepLKNetStage, by_torch, channel_norm, dense3x3, depthwise3x3, in_chunks, pointwise, run
+from .blocks import (
+    ConvFFN,
+    RepLKNetStage,
+    Transition,
+    by_torch,
+    channel_major,
+    channel_norm,
+    dense3x3,
+    depthwise3x3,
+    in_chunks,
+    pointwise,
+    run,
+)
 
 FORMS = ("training", "merged", "fused")
 """In the order of conversion."""
@@ -123,10 +135,7 @@ class RepLKNet(nn.Module):
             )
             for i in range(len(layers))
         )  # fmt: skip
-        self.transitions = nn.ModuleList(
-            nn.Sequential(pointwise(a, b, "relu", fused, **options), depthwise3x3(b, 2, fused, **options))
-            for a, b in pairwise(channels)
-        )
+        self.transitions = nn.ModuleList(Transition(a, b, fused, **options) for a, b in pairwise(channels))
         if self.out_indices is None:
             self.norm = channel_norm(channels[-1], fused, **options)
             self.head = _head(channels[-1], num_classes, **options)
@@ -202,7 +211,7 @@ class RepLKNet(nn.Module):
         return x, kept
 
     def _run_stem(self, x: Tensor) -> Tensor:
-        x = self.stem[0](x, None, None if by_torch(x) or torch.is_grad_enabled() else "channel_major")
+        x = self.stem[0](x, None, channel_major(x))
         for unit in self.stem[1:]:
             x = run(unit, x, self.grad_checkpointing)
         return x

@@ -27,6 +27,7 @@ from .dot import precisions, rate
 from .pointwise_work import (
     PointwiseConfig,
     dot_of,
+    in_flight,
     instructions,
     issued_macs,
     operand_bytes,
@@ -41,9 +42,23 @@ from .pointwise_work import (
 WARP_SPECIALIZE = "LK_TRITON_WARP_SPECIALIZE"
 """1 adds warp-specialized configs on sm_90: right on an H100, and 0.90 to 1.06 times as fast as the best of the others."""
 
-TILES = tuple((m, n) for m, n in product((32, 64, 128, 256), (64, 128, 256)) if m * n <= 128 * 256)
+TILES = tuple((m, n) for m, n in product((64, 128, 32, 256), (64, 128, 256)) if m * n <= 128 * 256)
 GROUP = 8
 """Rows of tiles that neighbouring programs go down before they go to the next columns."""
+
+NARROW = (64, 32)
+"""A tile for problems that leave SMs without any otherwise: a single small image."""
+
+STEPS, STAGES = {2: (64, 32), 4: (32, 16)}, (3, 4, 2)
+"""Input channels of a step, by bytes of an element, and stages of the pipeline."""
+
+DEEP = {64: (6, 8), 128: (4, 6)}
+"""More stages, by input channels of a step, for problems that give no SM a second tile: there nothing but the pipeline hides
+the loads' latency. 16-bit types only."""
+
+STEP_LATENCY = 800e-9
+"""Seconds from a load's issue to its product, nothing else in flight. Fitted to 1x1 convolutions of one image on an H100
+(bench/results/h100_configs.jsonl): with 2, 3 and 4 stages a step takes 0.87, 0.38 and 0.28 us."""
 
 MAX_REGISTERS = 256
 """As ``registers`` counts; kernels above it spill (offline compilation for sm_80 and sm_90)."""
@@ -70,12 +85,17 @@ class PointwiseAlgorithm(DenseAlgorithm):
         """Every tile that is not much larger than the matrix, as far as registers and shared memory go."""
         wide = 1 << (min(pixels(problem), 256) - 1).bit_length()
         tall = 1 << (min(problem.out_channels, 256) - 1).bit_length()
-        steps = (64, 32) if problem.itemsize == 2 else (32, 16)
         found = []
-        for (rows, columns), step_k, precision in product(TILES, steps, precisions(problem, device)):
+        for (rows, columns), precision in product((*TILES, NARROW), precisions(problem, device)):
             if rows > max(32, tall) or columns > max(64, wide):
                 continue
-            for warps, stages, tma in product((8, 4), (3, 4, 2), (True, False)):  # at equal estimates, the first
+            if (rows, columns) == NARROW and _tiles(problem, rows, 64) >= device.sms:
+                continue
+            pipelines = [(step_k, STAGES) for step_k in STEPS[problem.itemsize]]
+            if problem.itemsize == 2 and _tiles(problem, rows, columns) <= device.sms:
+                pipelines += [(k, tuple(s for s in stages if k * s <= problem.c)) for k, stages in DEEP.items()]
+            grid = ((step_k, *c) for step_k, stages in pipelines for c in product((8, 4), stages, (True, False)))
+            for step_k, warps, stages, tma in grid:  # at equal estimates, the first
                 specialize = (False, True) if tma and warps == 4 and os.environ.get(WARP_SPECIALIZE) == "1" else (False,)
                 for special in specialize:
                     config = PointwiseConfig(rows, columns, step_k, warps, stages, precision, tma, special)
@@ -86,7 +106,8 @@ class PointwiseAlgorithm(DenseAlgorithm):
     def estimate(self, problem: DenseProblem, config: PointwiseConfig, device: Device) -> Estimate:
         """The slowest resource of the fullest SM (MMA, shared memory, L2, issue slots, latency), or DRAM.
 
-        Where an SM holds one program, nothing overlaps its epilogue.
+        Where an SM holds one program, nothing overlaps its epilogue. Latency: the first step waits for its loads, the others
+        for their share of what the pipeline has in flight.
         """
         dot, size = dot_of(problem, config, device), problem.itemsize
         tiles, steps = tiles_of(problem, config), steps_of(problem, config)
@@ -107,7 +128,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
             smem=(filled + read) / (device.shared_bytes_per_clock * device.clocks) * fullest + exposed,
             l2=(sum(operand_bytes(problem, config)) + outside) / (device.l2_gbps * 1e9),
             issue=issued / slots * fullest,
-            latency=ceil(per_sm / resident) * steps * device.l2_latency_ns * 1e-9 / max(config.num_stages - 1, 0.5),
+            latency=ceil(per_sm / resident) * (steps / in_flight(problem, config) + 1) * STEP_LATENCY,
             dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
         )
 
@@ -152,6 +173,11 @@ def _fits(problem: DenseProblem, config: PointwiseConfig, device: Device) -> boo
     # the smallest tile stays whatever it needs, so that float32 is served at all
     in_registers = registers(problem, config, device) <= MAX_REGISTERS or config.outputs == 32 * 64
     return in_registers and shared_bytes(problem, config, device) <= device.shared_per_block
+
+
+def _tiles(problem: DenseProblem, rows: int, columns: int) -> int:
+    """Output tiles of that size."""
+    return ceil(problem.out_channels / rows) * ceil(pixels(problem) / columns)
 
 
 def _operands_are_aligned(problem: DenseProblem) -> bool:

@@ -82,6 +82,12 @@ def shared_bytes(problem: DenseProblem, config: PointwiseConfig, device: Device)
     return operands + outputs + 1024 if config.tma else max(operands, outputs)
 
 
+def in_flight(problem: DenseProblem, config: PointwiseConfig) -> int:
+    """Steps whose loads are under way at once. Pixels that are moved 2 bytes at a time are not copied asynchronously."""
+    narrow = problem.layout != "channel_major" and problem.h * problem.w * problem.itemsize % 4 != 0
+    return 1 if narrow else max(config.num_stages - 1, 1)
+
+
 def loads_per_thread(problem: DenseProblem, config: PointwiseConfig, device: Device) -> float:
     """16-byte loads of one thread in one step."""
     threads = device.warp_size * config.num_warps

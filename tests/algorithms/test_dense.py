@@ -31,7 +31,7 @@ def random_problem(rng: random.Random, pointwise: bool) -> DenseProblem:
         fields = {"kh": 3, "kw": rng.choice([1, 3]), "stride": rng.choice([(1, 1), (2, 2), (1, 2)]), "padding": (1, 1)}
     order = rng.choice(["nchw", "channel_major", "channel_major", "channels_last"])
     return DenseProblem(
-        rng.choice([1, 2, 3]), rng.choice([3, 8, 20, 64, 72] if pointwise else [1, 3, 4]), rng.randint(1, 9),
+        rng.choice([1, 2, 3]), rng.choice([3, 8, 20, 64, 72, 640] if pointwise else [1, 3, 4]), rng.randint(1, 9),
         rng.randint(1, 9), rng.choice([1, 8, 33, 64, 130]), **fields,
         dtype=rng.choice(["float16", "float32", "bfloat16"]), layout=order,
         out_layout=rng.choice([order, "nchw", "channel_major"]),
@@ -111,6 +111,26 @@ def test_tensor_descriptors_only_where_they_are_legal() -> None:
     assert not any(c.tma for c in POINTWISE.configs(problem, device.TABLE["a100"]))
 
 
+def test_deep_pipelines_where_nothing_else_hides_latency() -> None:
+    """One small image leaves SMs without a second tile, and shorter pipelines without loads under way."""
+    one = DenseProblem(1, 2048, 14, 14, 512, layout="channel_major", out_layout="channel_major")
+    best = min(POINTWISE.configs(one, H100), key=lambda c: POINTWISE.estimate(one, c, H100))
+    assert (best.num_stages - 1) * best.step_k > 3 * 64
+    shallow = replace(best, num_stages=3, step_k=64)
+    assert POINTWISE.estimate(one, shallow, H100).limiter == "latency"
+    many = replace(one, n=64)
+    assert not any(c.num_stages > 4 or c.step_k > 64 or c.columns < 64 for c in POINTWISE.configs(many, H100))
+    assert not any(c.step_k * c.num_stages > 128 for c in POINTWISE.configs(replace(one, c=128), H100) if c.num_stages > 4)
+
+
+def test_pixels_of_two_bytes_wait_for_every_step() -> None:
+    """Measured on an H100: 55 us at best, where the same product of aligned rows should take 10."""
+    odd = DenseProblem(1, 4096, 7, 7, 1024, epilogue=Epilogue(True, None, True))
+    aligned = replace(odd, layout="channel_major", out_layout="channel_major")
+    seconds = [min(POINTWISE.estimate(p, c, H100) for c in POINTWISE.configs(p, H100)).seconds for p in (odd, aligned)]
+    assert seconds[0] > 2 * seconds[1]
+
+
 def test_warp_specialization_is_behind_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = DenseProblem(8, 128, 14, 14, 128, layout="channel_major", out_layout="channel_major")
     assert not any(c.warp_specialize for c in POINTWISE.configs(problem, H100))
@@ -152,8 +172,9 @@ def drawn(arch: str, count: int) -> list[tuple]:
     while len(found) < count:
         order = rng.choice(["channel_major", "channel_major", "nchw"])
         fields = {
-            "n": rng.choice([1, 16]), "c": rng.choice([96, 128, 20]), "h": 14, "w": 14, "out_channels": rng.choice([128, 96]),
-            "dtype": rng.choice(["float16", "bfloat16", "float32"]), "layout": order, "out_layout": order,
+            "n": rng.choice([1, 16]), "c": rng.choice([96, 128, 20, 1024]), "h": 14, "w": 14,
+            "out_channels": rng.choice([128, 96]), "dtype": rng.choice(["float16", "bfloat16", "float32"]),
+            "layout": order, "out_layout": order,
         }  # fmt: skip
         name = "pointwise"
         if len(found) % 4 == 3:

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 import lk_triton
 from lk_triton import device
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.dense import rows_are_aligned
 from lk_triton.models import RepLKNet, create_model
-from lk_triton.problem import FfnProblem, Problem
+from lk_triton.problem import DenseProblem, FfnProblem, Problem
 from lk_triton.recorder import MODULES, problem_of_call
 from lk_triton.tuning.plan import plan
 
@@ -28,11 +29,11 @@ BATCH = (64, 3, 224, 224)
 
 
 @contextmanager
-def fake_network(form: str = "fused", **options: Any) -> Iterator[tuple[RepLKNet, Tensor]]:
-    """31B in float16 and a batch of images, both fake and on a GPU."""
+def fake_network(form: str = "fused", images: tuple[int, ...] = BATCH, **options: Any) -> Iterator[tuple[RepLKNet, Tensor]]:
+    """31B in float16 and ``images``, both fake and on a GPU."""
     with FakeTensorMode(), torch.no_grad():
         model = create_model("replknet_31b", device="cuda", dtype=torch.float16, **options).eval()
-        yield model.convert(form), torch.empty(BATCH, device="cuda", dtype=torch.float16)
+        yield model.convert(form), torch.empty(images, device="cuda", dtype=torch.float16)
 
 
 class Launches(TorchDispatchMode):
@@ -103,6 +104,24 @@ def test_no_layout_copy_between_the_stem_and_the_maps() -> None:
         maps = model(images)
     assert all(m.is_contiguous() for m in maps)
     assert set(counted.kernels) <= set(registry.ALGORITHMS), counted.kernels
+
+
+@pytest.mark.parametrize("size", [(224, 224), (256, 224), (97, 130)])
+def test_rows_of_a_single_image_are_aligned(size: tuple[int, int]) -> None:
+    """Where they are not (49 pixels of 2 bytes), a 1x1 convolution loads pixel by pixel."""
+    problems: list[Problem] = []
+
+    class Problems(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in MODULES:
+                problems.append(problem_of_call(func, args))
+            return func(*args, **(kwargs or {}))
+
+    with fake_network(images=(1, 3, *size)) as (model, image), Problems():
+        model(image)
+    products = [p for p in problems if isinstance(p, FfnProblem) or (isinstance(p, DenseProblem) and p.pointwise)]
+    assert len(products) == 1 + 24 * 4 - 4 + 3
+    assert all(rows_are_aligned(p) for p in products)
 
 
 @pytest.mark.parametrize(("chunk", "share"), [(None, 0.7), (32, 0.46), (8, 0.37)])
