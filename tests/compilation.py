@@ -40,12 +40,17 @@ def compile_all(cases: list[tuple], folder: str | None = None) -> list[dict]:
     ``folder``: where another Triton lies than the one installed.
     """
     cases = [(*case, None, 0)[:6] if len(case) == 4 else (*case, 0)[:6] for case in cases]
+    lines = "\n".join(map(json.dumps, cases))
+    return [json.loads(line) for line in run_compiling(["-c", COMPILE], folder, lines).splitlines()]
+
+
+def run_compiling(arguments: list[str], folder: str | None = None, stdin: str = "") -> str:
+    """What Python prints with these arguments where TRITON_INTERPRET is unset; ``folder`` as above."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     if folder is not None:
         environment["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [environment.get("PYTHONPATH")])])
-    lines = "\n".join(map(json.dumps, cases))
     result = subprocess.run(
-        [sys.executable, "-c", COMPILE], input=lines, capture_output=True, text=True, env=environment, check=False
+        [sys.executable, *arguments], input=stdin, capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return result.stdout

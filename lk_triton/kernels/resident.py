@@ -5,7 +5,7 @@ cannot index shared memory as an operand.
 
 ``toeplitz`` copies T's blocks [Kin, WT] from L1 at every step, once for each of R output rows; here each filter row is copied
 once a program. Rows lie in reversed order, with zero blocks at both ends: block q holds ky = S_HI - q + d, [WT, D * KIN], so
-that the operand of a step, for all R output rows, is one contiguous view of R * WT rows from block S_HI - s on. Sliding the
+that the operand of a step, for all R output rows, is one contiguous window of R * WT rows from block S_HI - s on. Sliding the
 filter costs one addition to a descriptor.
 """
 
@@ -24,6 +24,18 @@ def _shared(k):
 
 
 @gluon.constexpr_function
+def _owner(r, wt, k):
+    """Layout of a block [wt, k] that owns the memory of r blocks, its own first: the last bases lead to no element.
+
+    A view may have all that its source owns, while ``index`` steps by elements, as allocation counts them: so the view of what
+    block q owns is a window of r blocks, and the next window begins one block later. Elements are touched through ``_shared``.
+    """
+    columns = [[0, 1 << bit] for bit in range(k.bit_length() - 1)]
+    rows = [[1 << bit, 0] for bit in range(wt.bit_length() - 1)]
+    return gl.SharedLinearLayout(columns + rows + [[0, 0]] * (r.bit_length() - 1), alignment=8 * min(2 * k, 128))
+
+
+@gluon.constexpr_function
 def _copies(k, v, warps):
     """Layout of copies of v elements into rows of k."""
     lanes = min(k // v, 32)
@@ -36,8 +48,14 @@ def _mma(n, warps):
 
 
 @gluon.jit
-def _fill(t_smem, bank_c, column, tap0, KH, S_HI, NQ: gl.constexpr, QB: gl.constexpr, WT: gl.constexpr, D: gl.constexpr,
-          KIN: gl.constexpr, V: gl.constexpr, L: gl.constexpr):  # fmt: skip
+def _window(t_smem, q, R: gl.constexpr, WT: gl.constexpr, K: gl.constexpr):
+    """Blocks q .. q + R - 1 of T as one operand [R * WT, K]."""
+    return t_smem.index(q)._reinterpret(t_smem.dtype, [R * WT, K], _shared(K))
+
+
+@gluon.jit
+def _fill(t_smem, bank_c, column, tap0, KH, S_HI, NQ: gl.constexpr, QB: gl.constexpr, R: gl.constexpr, WT: gl.constexpr,
+          D: gl.constexpr, KIN: gl.constexpr, V: gl.constexpr, L: gl.constexpr):  # fmt: skip
     """All NQ blocks of T, QB at a time, window columns column .. column + KIN - 1, asynchronously; zeros beside the filter."""
     layout: gl.constexpr = _copies(D * KIN, V, gl.num_warps())
     q = gl.arange(0, D * KIN, gl.SliceLayout(0, layout))
@@ -51,8 +69,8 @@ def _fill(t_smem, bank_c, column, tap0, KH, S_HI, NQ: gl.constexpr, QB: gl.const
     offset = gl.expand_dims(copy * L, 1) + i + ky * (V * L)
     for b in range(0, NQ, QB):
         mask = inside & ((ky - b).to(gl.uint32, bitcast=True) < KH)
-        block = t_smem.index(b)._reinterpret(t_smem.dtype, [QB * WT, D * KIN], t_smem.layout)
-        async_copy.async_copy_global_to_shared(block, bank_c + (offset - b * (V * L)), mask=mask)
+        blocks = t_smem.index(b)._reinterpret(t_smem.dtype, [R // QB, QB * WT, D * KIN], _shared(D * KIN))
+        async_copy.async_copy_global_to_shared(blocks.index(0), bank_c + (offset - b * (V * L)), mask=mask)
 
 
 @gluon.jit
@@ -176,10 +194,10 @@ def _work(x_a, x_b, t_a, t_b, x_c, residual_c, out_c, bias_c, first, SPLIT, bloc
             if SYNC:
                 fence_async_shared()
             q = S_HI - (i + pad_h - g * R)
-            b = t_a.index(q)._reinterpret(x_c.dtype.element_ty, [BN, D * KIN_A], _shared(D * KIN_A))
+            b = _window(t_a, q, R, WT, D * KIN_A)
             acc = warpgroup_mma(x_a.index(slot), b.permute((1, 0)), acc, is_async=True)
             if KIN_B > 0:
-                b = t_b.index(q)._reinterpret(x_c.dtype.element_ty, [BN, D * KIN_B], _shared(D * KIN_B))
+                b = _window(t_b, q, R, WT, D * KIN_B)
                 acc = warpgroup_mma(x_b.index(slot), b.permute((1, 0)), acc, is_async=True)
             slot = gl.where(slot == STAGES - 1, 0, slot + 1)
 
@@ -237,13 +255,13 @@ def resident_kernel(
     dtype: gl.constexpr = x.dtype.element_ty
 
     bank_c = bank + c * (KH * (V * L))
-    t_a = gl.allocate_shared_memory(dtype, [NQ, WT, D * KIN_A], _shared(D * KIN_A))
+    t_a = gl.allocate_shared_memory(dtype, [NQ, WT, D * KIN_A], _owner(R, WT, D * KIN_A))
     x_a = gl.allocate_shared_memory(dtype, [STAGES, BM, D * KIN_A], _shared(D * KIN_A))
-    _fill(t_a, bank_c, 0, tap0, KH, S_HI, NQ, QB, WT, D, KIN_A, V, L)
+    _fill(t_a, bank_c, 0, tap0, KH, S_HI, NQ, QB, R, WT, D, KIN_A, V, L)
     if KIN_B > 0:
-        t_b = gl.allocate_shared_memory(dtype, [NQ, WT, D * KIN_B], _shared(D * KIN_B))
+        t_b = gl.allocate_shared_memory(dtype, [NQ, WT, D * KIN_B], _owner(R, WT, D * KIN_B))
         x_b = gl.allocate_shared_memory(dtype, [STAGES, BM, D * KIN_B], _shared(D * KIN_B))
-        _fill(t_b, bank_c, KIN_A, tap0, KH, S_HI, NQ, QB, WT, D, KIN_B, V, L)
+        _fill(t_b, bank_c, KIN_A, tap0, KH, S_HI, NQ, QB, R, WT, D, KIN_B, V, L)
     else:
         t_b = t_a
         x_b = x_a

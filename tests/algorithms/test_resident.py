@@ -1,6 +1,7 @@
 """Host side of ``resident``: the kernel's index arithmetic, counted work, legal configs, refusals, offline compilation.
 
-The kernel cannot be interpreted: Gluon has no interpreter. What it computes is tested on a GPU (``test_on_gpu.py``).
+The kernel cannot be interpreted: Gluon has no interpreter. What it computes is tested on a GPU (``test_on_gpu.py``); here,
+where its windows lie, and what the same arithmetic makes of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from compilation import compile_all
+from compilation import compile_all, run_compiling
 from torch import Tensor
 
 from lk_triton import device, layout
@@ -232,34 +233,32 @@ def test_refusals_of_the_environment(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     import triton
 
-    for version, served in (("3.5.1", False), ("3.6.0", True), ("3.7.1+git", True), ("3.8.0", False)):
+    for version, served in (("3.5.1", False), ("3.6.0", True), ("3.7.1+git", True), ("3.8.0", True), ("3.9.0", False)):
         resident.missing_gluon.cache_clear()
         monkeypatch.setattr(triton, "__version__", version)
         reason = RESIDENT.supports(p, H100)
         assert (reason is None) == served
-        assert served or f"needs Triton 3.6 or 3.7, this is {version}" in str(reason)
+        assert served or f"needs Triton 3.6, 3.7 or 3.8, this is {version}" in str(reason)
     resident.missing_gluon.cache_clear()
 
 
-def folder() -> str | None:
-    """A folder with a Triton that can compile the kernel, which .ci/run makes; None where the installed one can."""
-    import triton
-
-    return None if triton.__version__.startswith(("3.6", "3.7")) else os.environ.get("LK_TRITON_TEST_TRITON", "")
-
-
-def folder_or_skip() -> str | None:
-    where = folder()
-    if where == "":
-        pytest.skip(
-            "LK_TRITON_TEST_TRITON names no folder with Triton 3.6: pip install --no-deps --target FOLDER triton==3.6.0"
-        )
-    return where
+@pytest.fixture(params=["installed", "oldest"])
+def folder(request) -> str | None:
+    """Where the Triton lies that is to compile: None for the installed one, or a folder with the oldest that can."""
+    if request.param == "installed":
+        return None
+    if where := os.environ.get("LK_TRITON_TEST_TRITON"):
+        return where
+    pytest.skip("LK_TRITON_TEST_TRITON names no folder with Triton 3.6: pip install --no-deps --target FOLDER triton==3.6.0")
 
 
-def test_compiled_for_slices_and_single_rows():
+def test_windows_lie_where_plain_blocks_do(folder):
+    """The view that overlaps its neighbours reads and writes, by its PTX, what an allocation of whole windows does."""
+    assert len(run_compiling(["-m", "tests.algorithms.resident_windows"], folder).splitlines()) == 5
+
+
+def test_compiled_for_slices_and_single_rows(folder):
     """x that begins at no multiple of 16 bytes, of which Triton learns nothing, and a size of 1, which it makes a constant."""
-    where = folder_or_skip()
     cases = []
     for size, kernel, offset in ((56, (13, 13), 4), (28, (13, 13), 4), (14, (13, 13), 2), (7, (13, 13), 1), (14, (1, 11), 0)):
         fields = {"n": 64, "c": 8, "h": size, "w": size, "kh": kernel[0], "kw": kernel[1],
@@ -267,12 +266,11 @@ def test_compiled_for_slices_and_single_rows():
         configs = RESIDENT.configs(ConvProblem(**fields, epilogue=Epilogue(True)), H100)
         groups = [config.groups for config in configs]
         cases += [("sm_90", "resident", fields, (True, None, False), groups.index(g), offset) for g in (1, 2) if g in groups]
-    assert len(compile_all(cases, where)) == len(cases) > 5
+    assert len(compile_all(cases, folder)) == len(cases) > 5
 
 
-def test_compiled_for_sm_90():
+def test_compiled_for_sm_90(folder):
     """Random legal configs of the layers of 31B and of odd maps: no spills, shared memory as estimated, wgmma."""
-    where = folder_or_skip()
     rng = random.Random(2)
     cases = []
     for c, size, kernel, epilogue in (
@@ -285,7 +283,7 @@ def test_compiled_for_sm_90():
         p = ConvProblem(**fields, epilogue=Epilogue(*epilogue))
         configs = RESIDENT.configs(p, H100)
         cases += [(p, configs[i], ("sm_90", "resident", fields, epilogue, i)) for i in rng.sample(range(len(configs)), 3)]
-    reports = compile_all([case for _, _, case in cases], where)
+    reports = compile_all([case for _, _, case in cases], folder)
     for (p, config, _), report in zip(cases, reports, strict=True):
         assert report["spill_bytes"] == 0, (p, config)
         assert report["shared_bytes"] <= shared_bytes(p, config), (p, config)
