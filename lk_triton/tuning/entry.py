@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -23,6 +24,8 @@ from ..problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem
 
 PACKAGE = Path(__file__).parents[1]
 KERNELS = PACKAGE / "kernels"
+
+_IMPORTED = re.compile(r"^ *from \.+(?:kernels\.)?(\w+) import", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,25 @@ def stale(data: dict[str, Any]) -> bool:
 
 @lru_cache
 def source_hash(algorithm: str) -> str:
-    """Hash of all that decides what a config of ``algorithm`` runs: kernels, the algorithm's host files, what they share."""
+    """Hash of all that decides what a config of ``algorithm`` runs: its host files, their kernels, what they share."""
     host = Path(inspect.getfile(type(registry.get(algorithm))))
     shared = [PACKAGE / "algorithms" / f"{name}.py" for name in ("base", "dense", "dot")] + [PACKAGE / "layout.py"]
+    files = sorted(host.parent.glob(f"{host.stem}*.py"))
     digest = hashlib.sha256()
-    for file in (*sorted(KERNELS.glob("*.py")), *sorted(host.parent.glob(f"{host.stem}*.py")), *shared):
+    for file in (*_kernels(files), *files, *shared):
         # read as text: a checkout may have changed the line ends
         digest.update(f"{file.name}\0{file.read_text(encoding='utf-8')}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _kernels(files: list[Path]) -> list[Path]:
+    """The kernel files that ``files`` import, and those that these import."""
+    found: set[Path] = set()
+    while files:
+        names = [name for file in files for name in _IMPORTED.findall(file.read_text(encoding="utf-8"))]
+        files = [file for file in {KERNELS / f"{name}.py" for name in names} - found if file.exists()]
+        found |= set(files)
+    return sorted(found)
 
 
 @lru_cache

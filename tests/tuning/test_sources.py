@@ -14,7 +14,7 @@ import lk_triton
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.device import Device
-from lk_triton.problem import Epilogue, Problem
+from lk_triton.problem import DenseProblem, Epilogue, Problem
 from lk_triton.tuning import cache
 from lk_triton.tuning.entry import Entry
 from lk_triton.tuning.nearest import FARTHEST, distance, family
@@ -39,6 +39,13 @@ def common(a: Problem, b: Problem) -> Entry:
     return entry_of(a, index=index)
 
 
+@pytest.fixture
+def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours' plans are taken however slow the cost model thinks them."""
+    monkeypatch.setattr("lk_triton.tuning.plan.MUCH_SLOWER", float("inf"))
+
+
+@pytest.mark.usefixtures("any_speed")
 def test_the_order(tables: Path) -> None:
     assert plan(LAYER, H100).source == "cost model"
     near = replace(LAYER, n=32)
@@ -121,6 +128,7 @@ def test_ranks_of_a_job_take_the_same_plan(monkeypatch: pytest.MonkeyPatch, tmp_
 # Nearest
 
 
+@pytest.mark.usefixtures("any_speed")
 def test_the_nearest_comes_first(tables: Path) -> None:
     far, near = (common(replace(LAYER, n=n), LAYER) for n in (16, 48))
     near = replace(near, config=common(near.problem, LAYER).config)
@@ -133,6 +141,7 @@ def test_the_nearest_comes_first(tables: Path) -> None:
     assert plan(LAYER, H100) == Plan("toeplitz", other, "nearest shipped entry")
 
 
+@pytest.mark.usefixtures("any_speed")
 @pytest.mark.parametrize(
     ("change", "alike"),
     [
@@ -146,6 +155,7 @@ def test_what_is_alike(tables: Path, change: dict[str, object], alike: bool) -> 
     assert (plan(LAYER, H100).source == "nearest shipped entry") == alike
 
 
+@pytest.mark.usefixtures("any_speed")
 def test_equally_near_entries(tables: Path) -> None:
     """Of this device before of another; and of its architecture family at all."""
     first, second = (entry_of(index=i) for i in (1, 2))
@@ -155,6 +165,19 @@ def test_equally_near_entries(tables: Path) -> None:
     assert plan(LAYER, H100).config == second.config
     assert plan(LAYER, H200).config == first.config
     assert plan(LAYER, devices.for_arch("sm_80")).source == "cost model"
+
+
+def test_a_neighbours_plan_that_is_much_slower_here_is_passed_over(tables: Path) -> None:
+    """A large tile keeps every SM busy at batch 64, and 16 of 132 at batch 8."""
+    many = DenseProblem(64, 4096, 7, 7, 1024, layout="channel_major", out_layout="channel_major")
+    pointwise = registry.get("pointwise")
+    config = next(c for c in pointwise.configs(many, H100) if (c.rows, c.columns) == (128, 256) and c.step_k == 64)
+    ship(tables, H100, replace(entry_of(many, "pointwise"), config=config))
+    assert plan(many, H100) == Plan("pointwise", config, "shipped table")
+    assert plan(replace(many, n=60), H100) == Plan("pointwise", config, "nearest shipped entry")
+    few = replace(many, n=8)
+    assert config in pointwise.configs(few, H100)
+    assert plan(few, H100).source == "cost model"
 
 
 def test_families_and_distance() -> None:
