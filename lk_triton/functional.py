@@ -45,7 +45,7 @@ def depthwise_conv2d(
         padding: ``"same"`` (KH, KW odd), ``"valid"``, an int, or (h, w): zeros on both sides of each axis.
         stride, dilation: an int or (h, w).
         precision: float32 only: ``"ieee"``, ``"tf32x3"`` or ``"tf32"``; None means float32-class accuracy.
-        algorithm: ``"auto"``, or ``"toeplitz"``, ``"resident"``, ``"direct"``, ``"torch"`` to force one.
+        algorithm: ``"auto"``, or ``"toeplitz"``, ``"resident"``, ``"direct"``, ``"onednn"``, ``"torch"`` to force one.
 
     Returns:
         (N, C * multiplier, OH, OW) in the dtype and layout of x. Accumulation is in float32.

@@ -220,7 +220,7 @@ def test_forced_triton_without_a_gpu(no_interpreter: None) -> None:
     for algorithm in ("toeplitz", "direct"):
         with pytest.raises(ValueError, match="need a CUDA or ROCm GPU, got cpu"):
             depthwise_conv2d(X, W, algorithm=algorithm)
-    assert explain(X, W).plan.algorithm == "torch"
+    assert explain(X, W).plan.algorithm == "onednn"
     torch.testing.assert_close(depthwise_conv2d(X, W).double(), reference(X, W), rtol=1e-5, atol=1e-5)
 
 
@@ -342,7 +342,7 @@ def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explanation() -> None:
     verdict = explain(X, W, stride=2, activation="relu")
-    assert set(verdict.algorithms) == {"toeplitz", "resident", "direct", "torch"}
+    assert set(verdict.algorithms) == {"toeplitz", "resident", "direct", "onednn", "torch"}
     assert isinstance(verdict.algorithms["toeplitz"], str)
     assert isinstance(verdict.algorithms["direct"], float)
     assert verdict.problem.epilogue.activation == "relu"

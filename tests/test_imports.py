@@ -136,4 +136,4 @@ def test_works_without_triton() -> None:
         "print(lk_triton.explain(torch.ones(1, 4, 8, 8), layer.lkb_reparam.weight.detach()).plan.algorithm,"
         " layer(torch.ones(1, 4, 8, 8)).shape)"
     )
-    assert run(code) == "torch torch.Size([1, 4, 8, 8])"
+    assert run(code) == "onednn torch.Size([1, 4, 8, 8])"

@@ -91,7 +91,7 @@ def convolve(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | Non
     """The convolution alone, differentiable.
 
     bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last does not return for
-    kernels 31 wide and more (minutes waited, with torch 2.11 and 2.14 on a CPU with AVX512-BF16).
+    wide kernels of up to 16 channels (``onednn.py``, which serves the others).
     """
     if x.device.type == "cpu" and x.dtype == torch.bfloat16 and problem.groups > 1:
         y = convolve(problem, x.float(), weight.float(), None if bias is None else bias.float())

@@ -1,4 +1,4 @@
-"""1x1 convolutions on a CPU against float64, and where oneDNN leaves them to torch."""
+"""Convolutions on a CPU against float64, and what oneDNN leaves to torch."""
 
 from __future__ import annotations
 
@@ -9,69 +9,123 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lk_triton import device
+import lk_triton
+from lk_triton import device, layout
 from lk_triton.algorithms.onednn import OnednnAlgorithm
 from lk_triton.algorithms.torch_ import activate
-from lk_triton.nn import PointwiseConv2d
-from lk_triton.problem import DenseProblem, Epilogue
+from lk_triton.bank import Banked
+from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
+from lk_triton.problem import Convolution, ConvProblem, DenseProblem, Epilogue
 from lk_triton.tuning.accuracy import Gate
+from lk_triton.tuning.plan import plan
 
 pytestmark = pytest.mark.usefixtures("no_interpreter")
 
 ONEDNN = OnednnAlgorithm()
-SHAPES = [(1, 8, 5, 7), (2, 16, 1, 3), (3, 2, 4, 4), (1, 3, 2, 9), (2, 130, 14, 14)]
+BF16 = torch.cpu._is_avx512_bf16_supported()
+DTYPES = ["float32", "bfloat16"] if BF16 else ["float32"]
+
+ONE, ZERO = (1, 1), (0, 0)
+POINTWISE = [
+    DenseProblem(*shape, 24, layout=order, out_layout=order)
+    for shape, order in [
+        ((1, 8, 5, 7), "channels_last"), ((2, 16, 1, 3), "channels_last"), ((3, 2, 4, 4), "channels_last"),
+        ((1, 3, 2, 9), "nchw"), ((2, 130, 14, 14), "channels_last"), ((2, 6, 5, 3), "channel_major"),
+    ]
+]  # fmt: skip
+DENSE = [
+    DenseProblem(2, 3, 9, 8, 16, 3, 3, (2, 2), ONE, layout="channels_last", out_layout="nchw"),
+    DenseProblem(1, 5, 6, 6, 16, 1, 1, (2, 2), ZERO),
+]
+DEPTHWISE = [
+    ConvProblem(1, 24, 14, 14, 13, 13, ONE, (6, 6), layout="channels_last"),
+    ConvProblem(2, 20, 9, 8, 5, 3, (2, 1), (0, 1), (1, 2)),
+    ConvProblem(2, 32, 5, 7, 3, 3, ONE, ONE, multiplier=2, layout="channels_last"),
+    ConvProblem(1, 17, 1, 1, 31, 31, ONE, (15, 15), layout="channels_last"),
+    ConvProblem(3, 40, 6, 5, 3, 3, ONE, ONE, layout="channel_major"),
+]
 
 
-def problem(shape: tuple[int, ...], activation: str | None = None, residual: bool = False, bias: bool = True) -> DenseProblem:
-    order, (n, c, h, w) = "channels_last", shape
-    epilogue = Epilogue(bias, activation, residual)
-    return DenseProblem(n, c, h, w, 24, dtype="float32", layout=order, out_layout=order, epilogue=epilogue)
-
-
-def channels_last(*shape: int) -> Tensor:
-    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("posed", POINTWISE + DENSE + DEPTHWISE, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("activation", "residual"), [(None, False), ("relu", False), ("gelu", False), ("silu", False), (None, True)]
 )
 @torch.no_grad()
-def test_equals_float64(shape: tuple[int, ...], bias: bool, activation: str | None, residual: bool) -> None:
+def test_equals_float64(posed: Convolution, dtype: str, bias: bool, activation: str | None, residual: bool) -> None:
     torch.manual_seed(0)
-    posed = problem(shape, activation, residual, bias)
+    posed = replace(posed, dtype=dtype, epilogue=Epilogue(bias, activation, residual))
     gate = Gate(posed, torch.device("cpu"))
+    assert plan(posed, device.CPU).algorithm == "onednn"
     (config,) = ONEDNN.configs(posed, device.CPU)
-    bank = ONEDNN.pack(gate.weight, posed, config)
     inputs = [t for t in (gate.x, gate.residual) if t is not None]
     before = [t.clone() for t in inputs]
+    strides = layout.strides(posed.out_shape, posed.out_layout)
+    for packed_for in (posed, replace(posed, n=64, h=posed.h + 16, w=posed.w + 16)):
+        bank = ONEDNN.pack(gate.weight, packed_for, config)
 
-    def run(x: Tensor) -> Tensor:
-        y = ONEDNN.launch(posed, config, x, bank, gate.bias, gate.residual)
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        return y
+        def run(x: Tensor, bank: Tensor = bank) -> Tensor:
+            y = ONEDNN.launch(posed, config, x, bank, gate.bias, gate.residual)
+            assert y.stride() == strides
+            return y
 
-    verdict = gate.check(run)
-    assert verdict.ok, verdict
+        verdict = gate.check(run)
+        assert verdict.ok, verdict
     assert all(map(torch.equal, inputs, before)), "inputs are not written to"
 
 
 def test_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    posed = problem((2, 8, 4, 4))
+    posed = replace(POINTWISE[0], dtype="float32")
     assert ONEDNN.supports(posed, device.CPU) is None
-    assert "nchw" in str(ONEDNN.supports(replace(posed, layout="nchw"), device.CPU))
-    assert "together" in str(ONEDNN.supports(problem((2, 8, 4, 4), "relu", True), device.CPU))
+    assert "together" in str(ONEDNN.supports(replace(posed, epilogue=Epilogue(True, "relu", True)), device.CPU))
     assert "float64" in str(ONEDNN.supports(replace(posed, dtype="float64"), device.CPU))
-    assert "1x1" in str(ONEDNN.supports(replace(posed, kh=3, kw=3, padding=(1, 1)), device.CPU))
     assert "h100" in str(ONEDNN.supports(posed, device.TABLE["h100"]))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    half = replace(posed, dtype="bfloat16")
+    assert "AVX512-BF16" in str(ONEDNN.supports(half, device.CPU))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert ONEDNN.supports(half, device.CPU) is None
+    depthwise = ConvProblem(1, 16, 40, 40, 31, 31, ONE, (15, 15), dtype="bfloat16")
+    assert "hangs" in str(ONEDNN.supports(depthwise, device.CPU))
+    assert ONEDNN.supports(replace(depthwise, c=17), device.CPU) is None
+    assert ONEDNN.supports(replace(depthwise, dtype="float32"), device.CPU) is None
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert "not part of this torch" in str(ONEDNN.supports(posed, device.CPU))
+
+
+@pytest.mark.parametrize("channels", [16, 17])
+@torch.no_grad()
+def test_wide_bfloat16_kernels_return(channels: int) -> None:
+    x = torch.randn(1, channels, 40, 40).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, 1, 31, 31) / 31
+    y = lk_triton.depthwise_conv2d(x.bfloat16(), weight.bfloat16())
+    torch.testing.assert_close(y.float(), F.conv2d(x, weight, None, 1, 15, 1, channels), rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_banks_are_made_and_used(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"activation": "relu", "dtype": getattr(torch, dtype)}
+    layers: list[Banked] = [DepthwiseConv2d(24, 5, **options), PointwiseConv2d(24, 32, **options)]
+    x = torch.randn(2, 24, 9, 9, dtype=options["dtype"])
+    for layer in layers:
+        expected = layer.eval()(x)
+        layer.prepare(tuple(x.shape))
+        assert layer.bank_bytes >= layer.weight.nbytes
+        with monkeypatch.context() as patch:
+            patch.setattr(OnednnAlgorithm, "pack", lambda *_: pytest.fail("packed again"))
+            assert torch.equal(layer(x), expected)
+            assert torch.equal(layer(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
 def test_module_is_one_conv2d_on_every_path(activation: str | None) -> None:
     torch.manual_seed(0)
+
+    def channels_last(*shape: int) -> Tensor:
+        return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
     conv, x, r = PointwiseConv2d(6, 6, activation=activation), channels_last(2, 6, 5, 5), channels_last(2, 6, 5, 5)
     assert list(conv.state_dict()) == ["weight", "bias"]
     wanted = activate(F.conv2d(x, conv.weight, conv.bias), activation)

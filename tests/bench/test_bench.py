@@ -33,7 +33,7 @@ SMALL = layer(1, 2, 6, 6, 3)
 def test_gate_accepts_torch_and_every_algorithm() -> None:
     gate = Gate(SMALL, CPU)
     for name, provider in PROVIDERS.items():
-        if name not in ("torch_compile", "flaggems", "lk_triton_resident"):  # which is not interpreted
+        if name not in ("torch_compile", "flaggems", "lk_triton_resident", "lk_triton_onednn"):  # which are not interpreted
             run, bank, _ = provider.build(SMALL, gate.weight, gate.bias)
             verdict = gate.check(lambda x, run=run, bank=bank: run(x, bank))
             assert verdict.ok, name

@@ -182,7 +182,7 @@ def test_results_are_saved_and_told_one_by_one(monkeypatch: pytest.MonkeyPatch, 
 def test_what_no_triton_algorithm_serves() -> None:
     (result,) = lk_triton.tune([replace(TINY, dtype="float64")])
     assert (result.plan.algorithm, result.microseconds, result.trials) == ("torch", None, ())
-    assert set(result.notes) == {"toeplitz", "resident", "direct"}
+    assert set(result.notes) == {"toeplitz", "resident", "direct", "onednn"}
     assert "float64" in result.notes["direct"]
 
 
