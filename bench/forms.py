@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import lk_triton
+from lk_triton.algorithms import relaunch
+from lk_triton.algorithms.base import PDL
 from lk_triton.bank import Banked
 from lk_triton.models import RepLKNet
 from lk_triton.models.reference import torch_form
@@ -86,6 +89,18 @@ def _graph(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
     return Form(lk_triton.graph(fused, shape), torch.contiguous_format, fused, "lk_triton.graph")
 
 
+def _graph_pdl(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
+    before = os.environ.get(PDL)
+    relaunch.forget()
+    os.environ[PDL] = "1"
+    try:
+        return _graph(model, dtype, shape)._replace(config=f"lk_triton.graph, {PDL}=1")
+    finally:
+        os.environ.pop(PDL)
+        os.environ.update({} if before is None else {PDL: before})
+        relaunch.forget()
+
+
 def _reduce_overhead(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
     return compiled(_eager(model, dtype, shape), "reduce-overhead")
 
@@ -98,6 +113,7 @@ FORMS: dict[str, Build] = {
     "folded_channels_last": _by_torch("fused", channels_last=True),
     "lk_triton": _eager,
     "lk_triton_graph": _graph,
+    "lk_triton_graph_pdl": _graph_pdl,
     "lk_triton_compile": _reduce_overhead,
     "folded_channels_last_compile": _by_torch("fused", channels_last=True, compile_it=True),
     "folded_compile": _by_torch("fused", compile_it=True),
@@ -105,10 +121,10 @@ FORMS: dict[str, Build] = {
     "merged_compile": _by_torch("merged", compile_it=True),
 }
 """The authors' default; the large and small kernels merged, by torch in either layout; all BatchNorms folded too; the fused
-network as it is, as a CUDA graph, and under ``torch.compile(mode="reduce-overhead")``; torch's again, compiled. What compiles
-comes last."""
+network as it is, as a CUDA graph, as one whose kernels start early, and under ``torch.compile(mode="reduce-overhead")``;
+torch's again, compiled. What compiles comes last."""
 
-GPU_ONLY = ("lk_triton_graph", "lk_triton_compile")
+GPU_ONLY = ("lk_triton_graph", "lk_triton_graph_pdl", "lk_triton_compile")
 """Forms of CUDA graphs."""
 
 PEERS = {

@@ -30,7 +30,7 @@ total=500 # seconds for all steps
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 parallel=() small=() dry=()
 # of the network: what needs no torch.compile; then lk_triton, and with it timm's networks, which take a minute each
-eager=(published merged merged_channels_last lk_triton lk_triton_graph)
+eager=(published merged merged_channels_last lk_triton lk_triton_graph lk_triton_graph_pdl)
 late=(lk_triton_graph lk_triton_compile)
 n64=('31b-224-*-n64') n1=('31b-224-*-n1' 'wide-stage1-*')
 # with torch.compile, which takes seconds a case; then everything without it, those that had it last
@@ -89,7 +89,7 @@ network=("$python" -m lk_triton.bench.network --out "$out/network.csv" "${small[
 step 1 tests 110 tests.log "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
 step 8 tune 140 bench.log "$python" -m lk_triton.cli tune --model replknet_31b --batch 64 1 --size 224 --dtype fp16 --json "${dry[@]}"
 find "$LK_TRITON_CACHE_DIR" -name '*.json' -exec cp {} "$out/tuned.json" \; -quit
-step 16 network 60 bench.log "${network[@]}" --forms "${eager[@]}" --peers
+step 16 network 70 bench.log "${network[@]}" --forms "${eager[@]}" --peers
 step 2 layers_n64 50 bench.log "${conv[@]}" --cases "${n64[@]}"
 step 4 layers_n1 30 bench.log "${conv[@]}" --cases "${n1[@]}"
 step 16 network_compiled 60 bench.log "${network[@]}" --batch 64 --forms "${late[@]}" --peers 'timm*compile/*'

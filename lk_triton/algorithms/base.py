@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .. import device as devices
 from .. import layout
 from ..device import Device
 from ..problem import ConvProblem, DenseProblem, FfnProblem, Problem
@@ -30,6 +32,10 @@ bfloat16). Not measured by this project."""
 
 ISSUE_SHARE = 0.8
 """Share of the issue slots that a busy SM fills. An assumption, not a measurement."""
+
+
+PDL = "LK_TRITON_PDL"
+"""1: kernels start while the one before them still runs, on sm_90 and newer (``kernels/dependent.py``). Not measured yet."""
 
 
 class Estimate(NamedTuple):
@@ -88,7 +94,10 @@ class Algorithm(Protocol):
 
 @dataclass
 class KernelLaunch:
-    """A Triton kernel with everything it is launched with: what runs, and what the inspector compiles."""
+    """A Triton kernel with everything it is launched with: what runs, and what the inspector compiles.
+
+    ``args`` says by ``PDL``, where the kernel has that, whether it may start before the kernel in front of it has ended.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -96,11 +105,16 @@ class KernelLaunch:
     num_warps: int
     num_stages: int
 
+    def __post_init__(self) -> None:
+        if "PDL" in self.kernel.arg_names:
+            self.args.setdefault("PDL", False)
+
     def run(self, device: torch.device) -> Any:
         """Launch on ``device`` and its current stream (or in the interpreter); returns Triton's compiled kernel (or None)."""
         guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with guard:
-            return self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
+            options = {"launch_pdl": True} if self.args.get("PDL") else {}
+            return self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **options)
 
 
 class TritonAlgorithm:
@@ -163,10 +177,18 @@ class TritonAlgorithm:
         bias = _without_gaps(bias)
 
         def first() -> KernelLaunch:
-            return self.kernel_launch(problem, config, x, bank, bias, residual, out)
+            launch = self.kernel_launch(problem, config, x, bank, bias, residual, out)
+            if "PDL" in launch.args:
+                launch.args["PDL"] = _dependent_launches(x.device)
+            return launch
 
         tensors = (x, *_each(bank), *_each(bias), residual, out)
         launch_again(self.name, problem, config, tensors, first, x.device)
+
+
+def _dependent_launches(device: torch.device) -> bool:
+    """Whether kernels on ``device`` may start early: asked for, and possible."""
+    return os.environ.get(PDL) == "1" and device.type == "cuda" and devices.of(device).capability >= 90
 
 
 def _without_gaps(bias: Weights | None) -> Weights | None:

@@ -9,6 +9,7 @@ first leaves in registers is then an operand that the second takes from register
 import triton
 import triton.language as tl
 
+from .dependent import follow
 from .epilogue import activate, column_offsets, store_tile
 
 
@@ -19,6 +20,7 @@ def convffn_kernel(
     C: tl.constexpr, HIDDEN: tl.constexpr, BP: tl.constexpr, BH: tl.constexpr, TMA: tl.constexpr,
     X_ROW: tl.constexpr, R_ROW: tl.constexpr, O_ROW: tl.constexpr, XV: tl.constexpr, RV: tl.constexpr, OV: tl.constexpr,
     ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CAST_OPERANDS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """x, residual, out (N, C, ...), w1 (HIDDEN, C), b1 (HIDDEN,), w2 (C, HIDDEN), b2 (C,); 16-bit types, J columns.
 
@@ -27,6 +29,7 @@ def convffn_kernel(
 
     Program p owns all C outputs of pixels p * BP, ...; it walks through the hidden channels BH at a time.
     """
+    follow(PDL)
     j0 = tl.program_id(0) * BP
     j = j0 + tl.arange(0, BP)  # [BP]
     c = tl.arange(0, C)  # [C]

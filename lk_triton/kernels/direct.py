@@ -7,6 +7,7 @@ row, so that a loaded column feeds up to eight multiply-adds. Exact footprint, I
 import triton
 import triton.language as tl
 
+from .dependent import follow
 from .epilogue import activate
 
 
@@ -117,6 +118,7 @@ def direct_kernel(
     BLOCK: tl.constexpr, ROWS: tl.constexpr, FIRST_VECTOR: tl.constexpr, VECTORS: tl.constexpr, NEEDED: tl.constexpr,
     XV: tl.constexpr, OV: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out = activation(conv(x) + bias) + residual.
 
@@ -130,6 +132,7 @@ def direct_kernel(
     nobody reads. With ROWS = 1 the filter's rows are a run-time loop. With more, UNROLL = KH, STRIDE_H is a multiple of
     DILATION_H, and an input row that several output rows read is loaded once.
     """
+    follow(PDL)
     pid = tl.program_id(0)
     c = (pid // blocks).to(tl.int64)
     o = (pid % blocks) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]

@@ -7,6 +7,7 @@ so that nothing is split or transposed and no layout is converted. Exact footpri
 import triton
 import triton.language as tl
 
+from .dependent import follow
 from .epilogue import activate
 
 
@@ -53,6 +54,7 @@ def direct_channels_last_kernel(
     UNROLL: tl.constexpr, SPAN: tl.constexpr, NEEDED: tl.constexpr,
     BLOCK: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, V: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out = activation(conv(x) + bias) + residual.
 
@@ -63,6 +65,7 @@ def direct_channels_last_kernel(
     position and one vector. The filter's rows are a run-time loop with ROWS = 1. With more, UNROLL = KH, STRIDE_H is a
     multiple of DILATION_H, and an input row that several output rows read is loaded once.
     """
+    follow(PDL)
     pid = tl.program_id(0)
     lane = tl.arange(0, BLOCK)  # [BLOCK]
     v = pid % channel_blocks * CHANNELS + lane % CHANNELS

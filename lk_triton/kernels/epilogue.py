@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .dependent import follow
+
 
 @triton.jit
 def activate(acc, ACTIVATION: tl.constexpr, HALF: tl.constexpr = False):
@@ -82,11 +84,13 @@ def epilogue_kernel(
     BLOCK: tl.constexpr, X_ROW: tl.constexpr, R_ROW: tl.constexpr, O_ROW: tl.constexpr,
     XV: tl.constexpr, RV: tl.constexpr, OV: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out = activation(x + bias) + residual, all (N, C, H, W) of dense planes with J = N * H * W pixels; bias (C,).
 
     ``out`` may be ``x``. Program = (channel, block of BLOCK pixels), blocks fastest. Planes and strides count vectors.
     """
+    follow(PDL)
     pid = tl.program_id(0)
     c = (pid // blocks).to(tl.int64)
     j = pid % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]

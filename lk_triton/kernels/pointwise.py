@@ -9,6 +9,7 @@ A *column* j is a pixel of an image, j = image * plane + pixel. Where the images
 import triton
 import triton.language as tl
 
+from .dependent import follow
 from .epilogue import column_offsets, store_tile
 
 
@@ -22,6 +23,7 @@ def pointwise_kernel(
     X_ROW: tl.constexpr, O_ROW: tl.constexpr, R_ROW: tl.constexpr, XV: tl.constexpr, OV: tl.constexpr, RV: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """weight (M, C) and x (N, C, ...) -> out (N, M, ...), J = N * plane columns; bias (M,), residual like out.
 
@@ -31,6 +33,7 @@ def pointwise_kernel(
     Program p owns the output tiles [BM, BN] p, p + programs, ...; tiles go down GROUP of the tiles_m rows before they
     go to the next column of tiles, so that neighbouring programs share both operands in L2.
     """
+    follow(PDL)
     tiles = tiles_m * tiles_n
     for tile in tl.range(tl.program_id(0), tiles, programs, flatten=TMA, warp_specialize=WARP_SPECIALIZE):
         in_group = GROUP * tiles_n

@@ -9,6 +9,7 @@ KP = 32, so that the sum is a single ``tl.dot``. Column j is an output pixel of 
 import triton
 import triton.language as tl
 
+from .dependent import follow
 from .epilogue import store_tile
 
 
@@ -22,11 +23,13 @@ def stem_kernel(
     R_ROW: tl.constexpr, O_ROW: tl.constexpr, RV: tl.constexpr, OV: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """x (N, C, H, W) of dense planes, weight (M, C, KH, KW) -> out (N, M, OH, OW), J = N * OH * OW, plane = OH * OW.
 
     Program = (block of BN pixels, block of BM channels), channels fastest: they gather the same pixels.
     """
+    follow(PDL)
     pid = tl.program_id(0)
     m = pid % tiles_m * BM + tl.arange(0, BM)  # [BM]
     j = pid // tiles_m * BN + tl.arange(0, BN)  # [BN]

@@ -10,6 +10,7 @@ neither image nor row group: all tiles of a channel share it, and R x WT outputs
 import triton
 import triton.language as tl
 
+from .dependent import follow
 from .epilogue import activate
 
 
@@ -98,6 +99,7 @@ def toeplitz_kernel(
     SWAP: tl.constexpr, V: tl.constexpr, L: tl.constexpr, XV: tl.constexpr, OV: tl.constexpr,
     MASK_COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out = activation(conv(x) + bias) + residual, stride 1.
 
@@ -112,6 +114,7 @@ def toeplitz_kernel(
     tile's first input column, clamped to the row, so that it never carries more padding than it must. Its parts take
     turns, each with a step loop of its own and the same K: two dots in one loop would wait for each other.
     """
+    follow(PDL)
     pid = tl.program_id(0)
     block = pid % tile_blocks
     column_tile = (pid // tile_blocks) % column_tiles

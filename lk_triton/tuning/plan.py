@@ -135,6 +135,7 @@ def _choose(problem: Problem, device: Device, names: list[str], bank_format: str
         legal = [pair for pair in legal if _reads(pair) in formats]
     else:
         formats = None
+
     def estimate(pair: tuple[str, Config]) -> float:
         return registry.get(pair[0]).estimate(problem, pair[1], device).seconds
 
