@@ -9,10 +9,12 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lk_triton.bank import Banked
 from lk_triton.models import RepLKNet, create_model, published_form, randomize_
 from lk_triton.nn import ChannelAffine, DepthwiseConv2d
 
@@ -200,6 +202,36 @@ def test_compiles_without_graph_breaks() -> None:
     x = torch.randn(IMAGES)
     for model in (tiny().reparameterize(), tiny(out_indices=(0, 3)).reparameterize()):
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
+def test_reduce_overhead(no_interpreter: None) -> None:
+    """On a CPU there are no CUDA graphs, and packed weights, which nothing can trace, are not used."""
+    run_reduce_overhead(tiny().reparameterize(), "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_reduce_overhead_on_a_gpu(dtype: torch.dtype) -> None:
+    counters["inductor"].clear()
+    run_reduce_overhead(tiny().to("cuda", dtype).reparameterize(), "cuda", dtype)
+    assert counters["inductor"]["cudagraph_skips"] == 0
+
+
+@torch.inference_mode()
+def run_reduce_overhead(model: RepLKNet, device: str, dtype: torch.dtype = torch.float32) -> None:
+    """Three calls on fresh images: the one that warms up, the one that captures, and a replay."""
+    torch._dynamo.reset()
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    for _ in range(3):
+        x = torch.randn(IMAGES, device=device, dtype=dtype)
+        assert relative(compiled(x).clone(), model(x)) < 10 * torch.finfo(dtype).eps
+
+
+def test_exports_where_weights_are_packed(no_interpreter: None) -> None:
+    model, x = tiny().reparameterize(), torch.randn(IMAGES)
+    assert sum(m.bank_bytes for m in model.modules() if isinstance(m, Banked)) > 0
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
 
 
 def test_exports_for_any_batch() -> None:
