@@ -9,7 +9,7 @@ Importing this package touches no GPU and does not import Triton. ``lk_triton.mo
 """
 
 from . import nn
-from .functional import Explanation, conv_ffn, dense_conv2d, depthwise_conv2d, explain, pointwise_conv2d, tune
+from .functional import Explanation, conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d, explain, pointwise_conv2d, tune
 from .graph import Graph, graph
 from .log import logger
 from .tuning.plan import Plan, use
@@ -17,6 +17,6 @@ from .tuning.plan import Plan, use
 __version__ = "0.1.0"
 
 __all__ = [
-    "Explanation", "Graph", "Plan", "conv_ffn", "dense_conv2d", "depthwise_conv2d", "explain", "graph", "logger", "nn",
-    "pointwise_conv2d", "tune", "use",
+    "Explanation", "Graph", "Plan", "conv_ffn", "conv_stem", "dense_conv2d", "depthwise_conv2d", "explain", "graph", "logger",
+    "nn", "pointwise_conv2d", "tune", "use",
 ]  # fmt: skip

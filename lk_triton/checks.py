@@ -111,6 +111,34 @@ def check_ffn(
     check_options(x, w2, b2, residual, None, precision)
 
 
+def check_stem(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
+    biases: tuple[Tensor, Tensor, Tensor],
+    activation: str,
+    precision: str | None,
+    out_layout: str | None,
+) -> None:
+    """Validate a stem's call: its layers', and that they fit. Raises what ``conv_stem`` documents."""
+    for i, bias in enumerate(biases, 1):
+        if not isinstance(bias, Tensor):
+            raise TypeError(f"b{i} must be a torch.Tensor, got {type(bias).__name__}")
+    check_dense(x, weights[0], biases[0], None, activation, 2, 1, precision, out_layout)
+    if activation is None:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}: without one the layers are a single one")
+    c, channels = x.shape[1], weights[0].shape[0]
+    shapes = ((channels, c, 3, 3), (channels, 1, 3, 3), (channels, channels, 1, 1))
+    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True), 1):
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
+            given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(
+                f"w{i} must be {shape} for images of {c} channels and {channels} after the first layer, got {given}"
+            )
+    for weight, bias in zip(weights[1:], biases[1:], strict=True):
+        check_epilogue((x.shape[0], channels, 1, 1), bias, None)
+        check_options(x, weight, bias, None, activation, precision)
+
+
 def check_tensors(**tensors: object) -> None:
     """Raise TypeError for what is neither a tensor nor None; ``x`` and ``weight`` may not be None."""
     for name, tensor in tensors.items():

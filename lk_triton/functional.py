@@ -10,10 +10,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from . import device as devices
-from . import library, library_dense, library_ffn
+from . import library, library_dense, library_ffn, library_stem
 from .algorithms import registry, torch_
-from .checks import check_dense, check_depthwise, check_ffn
-from .problem import ConvProblem, DenseProblem, FfnProblem, Problem
+from .checks import check_dense, check_depthwise, check_ffn, check_stem
+from .problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from .recorder import problems_of
 from .tuning import tuner
 from .tuning.plan import Plan, at_least_one_image, plan, refusal
@@ -221,6 +221,50 @@ def conv_ffn(
     return dispatch_dense(hidden, w2, b2, residual, None, 1, 0, precision, out_layout)
 
 
+def conv_stem(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    w3: Tensor,
+    b3: Tensor,
+    *,
+    activation: str = "relu",
+    precision: str | None = None,
+    out_layout: str | None = None,
+    algorithm: str = "auto",
+) -> Tensor:
+    """The first three layers of a stem, dense 3x3 with stride 2, depthwise 3x3 and 1x1, in one kernel where that is faster.
+
+    Each layer is ``activation(conv(x, w) + b)``, with padding 1 (the 1x1: 0).
+
+    Args:
+        x, precision, out_layout: as ``dense_conv2d``; ``precision`` is that of the dense layers.
+        w1, b1: (C, Cin, 3, 3) and (C,), the dtype of x.
+        w2, b2: (C, 1, 3, 3) and (C,), the dtype of x.
+        w3, b3: (C, C, 1, 1) and (C,), the dtype of x.
+        activation: ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``.
+        algorithm: ``"auto"``, or ``"convstem"`` (one kernel), ``"triple"`` (each layer by its plan), ``"torch"`` to force one.
+
+    Returns:
+        (N, C, OH, OW), OH and OW half of H and W, rounded up, in the dtype of x and in ``out_layout``. Accumulation is in
+        float32. ``convstem`` rounds what the second layer returns to the dtype of x, and what the first returns not at all.
+
+    Raises:
+        What ``pointwise_conv2d`` raises.
+    """
+    check_stem(x, (w1, w2, w3), (b1, b2, b3), activation, precision, out_layout)
+    if algorithm != "auto":
+        registry.get(algorithm)
+    if not _needs_grad(x, w1, b1, w2, b2, w3, b3):
+        return library_stem.op(x, w1, b1, w2, b2, w3, b3, activation, precision, out_layout, algorithm)
+    _check_gradients(algorithm)
+    y = dispatch_dense(x, w1, b1, None, activation, 2, 1, precision, out_layout)
+    y = dispatch(y, w2, b2, None, activation, 1, 1, 1, None)
+    return dispatch_dense(y, w3, b3, None, activation, 1, 0, precision, out_layout)
+
+
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -329,7 +373,8 @@ def tune(
         target: a model in eval mode, whose forward is run once to see which problems it poses, or the problems themselves.
         examples: what to call the model with: tensors, or shapes such as ``(64, 3, 224, 224)``.
         device: where to measure; by default the model's GPU, else the current one.
-        dtype: measure in this dtype instead of the problems' own. A RepLKNet poses its ConvFFNs whole in 16-bit types only.
+        dtype: measure in this dtype instead of the problems' own. A RepLKNet poses its ConvFFNs and its stem whole in
+            16-bit types only.
         top_k: how many candidates the cost model picks for each problem.
         rounds: in each of which every candidate is timed once, at least five.
         timer: stands in for ``tuning.timing.timer``.
@@ -358,8 +403,8 @@ def tune(
         if examples:
             raise ValueError("examples are for a model: problems say everything themselves")
         for problem in problems:
-            if not isinstance(problem, (ConvProblem, DenseProblem, FfnProblem)):
-                allowed = "a model or problems (ConvProblem, DenseProblem, FfnProblem)"
+            if not isinstance(problem, (ConvProblem, DenseProblem, FfnProblem, StemProblem)):
+                allowed = "a model or problems (ConvProblem, DenseProblem, FfnProblem, StemProblem)"
                 raise TypeError(f"expected {allowed}, got a {type(problem).__name__}")
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
@@ -367,4 +412,5 @@ def tune(
     return tuner.tune_problems(problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, progress=progress)
 
 
-__all__ = ["Explanation", "conv_ffn", "dense_conv2d", "depthwise_conv2d", "explain", "pointwise_conv2d", "tune"]
+__all__ = ["Explanation", "conv_ffn", "conv_stem", "dense_conv2d", "depthwise_conv2d", "explain",
+           "pointwise_conv2d", "tune"]  # fmt: skip

@@ -23,7 +23,7 @@ from .algorithms import registry
 from .algorithms.base import Config, KernelLaunch, TritonAlgorithm, planar
 from .device import Device
 from .disassembly import AMDGCN, SASS, Mix, main_loop, mix
-from .problem import FfnProblem, Problem
+from .problem import Chain, Problem
 from .tuning.tuner import Candidate
 
 
@@ -125,8 +125,8 @@ def meta_launch(problem: Problem, name: str, config: Config) -> KernelLaunch:
     x = layout.empty((problem.n, problem.c, problem.h, problem.w), planar(problem.layout), meta())
     out = layout.empty(problem.out_shape, planar(problem.out_layout), x)
     # offline, only shapes, strides and dtypes matter: the weight stands in for the bank
-    if isinstance(problem, FfnProblem):
-        bank, bias = zip(*((meta(*layer.weight_shape), meta(layer.out_channels)) for layer in problem.layers), strict=True)
+    if isinstance(problem, Chain):
+        bank, bias = zip(*((meta(*layer.weight_shape), meta(layer.out_shape[1])) for layer in problem.layers), strict=True)
     else:
         bank, bias = meta(*problem.weight_shape), meta(problem.out_shape[1]) if problem.epilogue.bias else None
     return algorithm.kernel_launch(problem, config, x, bank, bias, out if problem.epilogue.residual else None, out)

@@ -1,7 +1,7 @@
 """The registered op ``lk_triton::depthwise_conv2d``: implementation, fake kernel, autograd and autocast rules.
 
 ``functional.py`` validates and calls it; the plan is looked up inside the implementation, never while tracing.
-``library_dense.py`` is the same for dense convolutions, ``library_ffn.py`` for ConvFFNs.
+``library_dense.py`` is the same for dense convolutions, ``library_ffn.py`` for ConvFFNs, ``library_stem.py`` for stems.
 """
 
 from __future__ import annotations

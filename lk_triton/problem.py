@@ -1,7 +1,7 @@
 """What is to be computed: plain frozen data, no tensors. A problem is hashable and becomes a tuning key.
 
 A ``ConvProblem`` is a depthwise convolution, a ``DenseProblem`` one that sums over the channels: 1x1, or the stem's 3x3. An
-``FfnProblem`` is two 1x1 convolutions with an activation between them.
+``FfnProblem`` is two 1x1 convolutions with an activation between them, a ``StemProblem`` the first three layers of a stem.
 """
 
 from __future__ import annotations
@@ -234,8 +234,76 @@ class FfnProblem:
         return text + _unusual(self, {"layout": "nchw", "out_layout": self.layout})
 
 
+@dataclass(frozen=True)
+class StemProblem:
+    """The first three layers of a stem: dense 3x3 with stride 2, depthwise 3x3, 1x1, each with a bias and the activation.
+
+    x (n, c, h, w), weights (channels, c, 3, 3), (channels, 1, 3, 3) and (channels, channels, 1, 1), out (n, channels, oh, ow);
+    padding 1. Wherever a convolution has a weight and a bias, this has three of each. ``precision`` is that of the dense
+    layers; the rest is as in ``DenseProblem``.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    channels: int
+    dtype: str = "float16"
+    layout: str = "nchw"
+    out_layout: str = "nchw"
+    epilogue: Epilogue = field(default_factory=lambda: Epilogue(True, "relu"))
+    precision: str | None = None
+
+    @property
+    def oh(self) -> int:
+        """Output rows."""
+        return output_size(self.h, 3, 2, 1, 1)
+
+    @property
+    def ow(self) -> int:
+        """Output columns."""
+        return output_size(self.w, 3, 2, 1, 1)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the output, (n, channels, oh, ow)."""
+        return self.n, self.channels, self.oh, self.ow
+
+    @property
+    def layers(self) -> tuple[DenseProblem, ConvProblem, DenseProblem]:
+        """The three convolutions that together compute it; the maps between them are in the layout of the output."""
+        first = DenseProblem(
+            self.n, self.c, self.h, self.w, self.channels, 3, 3, (2, 2), (1, 1), self.dtype, self.layout, self.out_layout,
+            self.epilogue, self.precision,
+        )  # fmt: skip
+        second = ConvProblem(
+            *self.out_shape, 3, 3, padding=(1, 1), dtype=self.dtype, layout=self.out_layout, epilogue=self.epilogue
+        )
+        third = DenseProblem(
+            *self.out_shape, self.channels, dtype=self.dtype, layout=self.out_layout, out_layout=self.out_layout,
+            epilogue=self.epilogue, precision=self.precision,
+        )  # fmt: skip
+        return first, second, third
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def nominal_macs(self) -> int:
+        """Multiply-adds of the three layers."""
+        return sum(layer.nominal_macs for layer in self.layers)
+
+    def __str__(self) -> str:
+        text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.channels} stem {self.dtype}"
+        return text + _unusual(self, {"layout": "nchw", "out_layout": self.layout})
+
+
 Convolution = ConvProblem | DenseProblem
-Problem = Convolution | FfnProblem
+Chain = FfnProblem | StemProblem
+"""Several convolutions, one after the other: ``layers``."""
+Problem = Convolution | Chain
 
 
 def _unusual(problem: Problem, usual: dict[str, object]) -> str:

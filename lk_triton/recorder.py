@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import library, library_dense, library_ffn
+from . import library, library_dense, library_ffn, library_stem
 from .problem import Problem
 
-MODULES: dict[Any, Any] = {module.op: module for module in (library, library_dense, library_ffn)}
+MODULES: dict[Any, Any] = {module.op: module for module in (library, library_dense, library_ffn, library_stem)}
 """Op -> the module that registers it."""
 
 
@@ -44,6 +44,9 @@ def problem_of_call(func: Any, args: Sequence[Any]) -> Problem:
     if func is library_ffn.op:
         x, w1, _, _, _, residual, activation, precision, out_layout, _ = args
         return library_ffn.problem_of(x, w1, residual, activation, precision, out_layout)
+    if func is library_stem.op:
+        x, w1, _, _, _, _, _, activation, precision, out_layout, _ = args
+        return library_stem.problem_of(x, w1, activation, precision, out_layout)
     x, weight, bias, residual, _, stride, padding, activation, precision, out_layout, _, _ = args
     stride, padding = library.pair(stride), library.pair(padding)
     return library_dense.problem_of(x, weight, bias, residual, stride, padding, activation, precision, out_layout)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from lk_triton import conv_ffn, layout
+from lk_triton import conv_ffn, conv_stem, layout
 from lk_triton.algorithms.convffn import WIDTHS
+from lk_triton.algorithms.convstem import MOST_CHANNELS, MOST_INPUTS
 from lk_triton.device import interpreted
 from lk_triton.nn import (
     ChannelAffine,
@@ -82,6 +83,18 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p:.3g}"
+
+
+def run_stem(units: Sequence[ConvUnit], x: Tensor) -> Tensor | None:
+    """The first three units of a fused stem, channel-major, as one kernel or each by its plan; None where they have to run one
+    by one: for gradients, on a CPU, in float32."""
+    convolutions = [unit.conv for unit in units[:3]]
+    halves = x.dtype in (torch.float16, torch.bfloat16) and not by_torch(x)
+    served = x.shape[1] <= MOST_INPUTS and convolutions[0].out_channels <= MOST_CHANNELS
+    if not halves or not served or torch.is_grad_enabled() or not all(unit.fused and not unit.training for unit in units[:3]):
+        return None
+    pairs = [tensor for conv in convolutions for tensor in (conv.weight, cast("Tensor", conv.bias))]
+    return conv_stem(x, *pairs, out_layout=channel_major(x))
 
 
 class _ResidualBlock(nn.Module):

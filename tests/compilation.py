@@ -12,13 +12,14 @@ COMPILE = """
 import dataclasses, json, sys
 from lk_triton import device, inspector
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.tuning.plan import plan
 
 for line in sys.stdin:
     arch, algorithm, fields, epilogue, number, offset = json.loads(line)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    kind = FfnProblem if "hidden" in fields else DenseProblem if "out_channels" in fields else ConvProblem
+    kinds = {"hidden": FfnProblem, "channels": StemProblem, "out_channels": DenseProblem}
+    kind = next((kind for name, kind in kinds.items() if name in fields), ConvProblem)
     problem = kind(**fields, epilogue=Epilogue(*epilogue))
     if number is None:
         config = plan(problem, device.for_arch(arch), algorithm).config

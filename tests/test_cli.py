@@ -21,7 +21,7 @@ from lk_triton.algorithms.resident import missing_gluon
 from lk_triton.cli import main
 from lk_triton.commands import classes, images, run
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
-from lk_triton.problem import ConvProblem, DenseProblem, FfnProblem
+from lk_triton.problem import ConvProblem, DenseProblem, FfnProblem, StemProblem
 
 TINY = ("--model", "replknet_tiny", "--size", "64", "--device", "cpu")
 
@@ -306,7 +306,7 @@ def test_preprocessing_is_torchvisions(size: int, shape: tuple[int, int]) -> Non
 # ---- info ---------------------------------------------------------------------------------------------------------------
 
 
-KINDS = {"dense": DenseProblem, "ConvFFN": FfnProblem}
+KINDS = {"dense": DenseProblem, "ConvFFN": FfnProblem, "stem": StemProblem}
 
 
 @pytest.mark.parametrize("arch", [None, "sm_90", "sm_80", "sm_70"])
@@ -317,7 +317,9 @@ def test_info_json(capsys: pytest.CaptureFixture[str], arch: str | None) -> None
     assert {"c_compiler", "python_headers", "device"} <= set(result)
     layers = result["layers"]
     half = [layer for layer in layers if layer["dtype"] == "float16"]
-    assert sum(layer["count"] for layer in half) == 130 - 4, "four ConvFFNs are posed whole"
+    assert sum(layer["count"] for layer in half) == 130 - 4 - 2, (
+        "four ConvFFNs and the stem's first three layers are posed whole"
+    )
     assert sum(layer["count"] for layer in layers if layer["dtype"] == "float32") == 130
     for layer in layers:
         assert layer["algorithm"] in layer["estimate_us"]

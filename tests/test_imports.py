@@ -15,7 +15,7 @@ ORDER = (
     ("log", "problem", "device", "layout", "reparam"),
     ("kernels", "algorithms"),
     ("tuning",),
-    ("library", "library_dense", "library_ffn", "recorder", "checks"),
+    ("library", "library_dense", "library_ffn", "library_stem", "recorder", "checks"),
     ("functional", "bank"),
     ("nn",),
     ("graph", "rewrite", "inspector", "disassembly"),

@@ -14,14 +14,14 @@ from torch import Tensor
 from .. import device as devices
 from .. import layout
 from ..device import Device
-from ..problem import ConvProblem, DenseProblem, FfnProblem, Problem
+from ..problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from .relaunch import launch_again
 
 Config = Any
 """A frozen dataclass of compile-time choices; each algorithm has its own."""
 
 Weights = Any
-"""A tensor, or a ConvFFN's pair of them; the same for biases and banks."""
+"""A tensor, or a tuple of those of several layers; the same for biases and banks."""
 
 LAUNCH_SECONDS = 3e-6
 """From one kernel's end to the next one's start in a stream, kernel prologue included. An assumption, not a measurement."""
@@ -205,7 +205,10 @@ def _each(weights: Weights | None) -> tuple[Tensor | None, ...]:
 def refused(algorithm: Any, problem: Problem, device: Device) -> str | None:
     """Why no Triton kernel of ``algorithm`` can serve whatever the sizes are, or None."""
     if not isinstance(problem, algorithm.problems):
-        kinds = {ConvProblem: "depthwise convolutions", DenseProblem: "dense convolutions", FfnProblem: "ConvFFNs"}
+        kinds = {
+            ConvProblem: "depthwise convolutions", DenseProblem: "dense convolutions", FfnProblem: "ConvFFNs",
+            StemProblem: "stems",
+        }  # fmt: skip
         return f"{algorithm.name} is not for {kinds[type(problem)]}"
     if device.backend not in ("cuda", "hip"):
         return f"Triton kernels need a CUDA or ROCm GPU, got {device.name} (TRITON_INTERPRET=1 interprets them on a CPU)"

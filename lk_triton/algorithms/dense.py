@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import layout
 from ..device import Device
-from ..problem import DenseProblem, FfnProblem
+from ..problem import DenseProblem, FfnProblem, StemProblem
 from .base import TritonAlgorithm, refused
 
 EPILOGUE_INSTRUCTIONS = {None: 6, "relu": 8, "gelu": 18, "silu": 17}
@@ -40,7 +40,7 @@ class DenseAlgorithm(TritonAlgorithm):
         return weight.contiguous()
 
 
-def pixels(problem: DenseProblem | FfnProblem) -> int:
+def pixels(problem: DenseProblem | FfnProblem | StemProblem) -> int:
     """Columns of the matrix product: output pixels of all images."""
     return problem.n * problem.oh * problem.ow
 

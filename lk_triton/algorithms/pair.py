@@ -1,4 +1,4 @@
-"""``pair``: a ConvFFN as its two 1x1 convolutions, one after the other, each by its own plan."""
+"""``pair`` and ``triple``: a ConvFFN as its two convolutions, a stem as its three, in turn, each by its own plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import device as devices
 from ..device import Device
-from ..problem import DenseProblem, FfnProblem
+from ..problem import Chain, Convolution, FfnProblem, StemProblem
 from . import registry
 from .base import Estimate, Weights, in_turn
 
@@ -30,28 +30,29 @@ class PairAlgorithm:
     name = "pair"
     config_type: type[Any] = PairConfig
     problems: tuple[type[Any], ...] = (FfnProblem,)
+    meant_for = "ConvFFNs"
 
-    def __init__(self, plan: Callable[[DenseProblem, Device], Any]) -> None:
+    def __init__(self, plan: Callable[[Convolution, Device], Any]) -> None:
         self.plan = plan
 
-    def supports(self, problem: FfnProblem, device: Device) -> str | None:
-        """Serves every ConvFFN."""
-        return None if isinstance(problem, FfnProblem) else "pair is for ConvFFNs"
+    def supports(self, problem: Chain, device: Device) -> str | None:
+        """Serves every problem of its kind."""
+        return None if isinstance(problem, self.problems) else f"{self.name} is for {self.meant_for}"
 
-    def configs(self, problem: FfnProblem, device: Device) -> list[PairConfig]:
+    def configs(self, problem: Chain, device: Device) -> list[PairConfig]:
         """One."""
         return [PairConfig()]
 
-    def estimate(self, problem: FfnProblem, config: PairConfig, device: Device) -> Estimate:
-        """The sum of both."""
+    def estimate(self, problem: Chain, config: PairConfig, device: Device) -> Estimate:
+        """The sum of the layers."""
         plans = [(layer, self.plan(layer, device)) for layer in problem.layers]
         return in_turn(registry.get(p.algorithm).estimate(layer, p.config, device) for layer, p in plans)
 
-    def issued_macs(self, problem: FfnProblem, config: PairConfig) -> int:
+    def issued_macs(self, problem: Chain, config: PairConfig) -> int:
         """The nominal ones: what runs is the plans' affair."""
         return problem.nominal_macs
 
-    def bank_bytes(self, problem: FfnProblem, config: PairConfig) -> int:
+    def bank_bytes(self, problem: Chain, config: PairConfig) -> int:
         """There is no bank."""
         return 0
 
@@ -59,17 +60,26 @@ class PairAlgorithm:
         """Reads the weights as they are."""
         return None
 
-    def pack(self, weight: Weights, problem: FfnProblem, config: PairConfig) -> Weights:
+    def pack(self, weight: Weights, problem: Chain, config: PairConfig) -> Weights:
         """The weights themselves."""
         return weight
 
     def launch(
-        self, problem: FfnProblem, config: PairConfig, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
+        self, problem: Chain, config: PairConfig, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
     ) -> Tensor:
-        """The first layer, then the second, which adds the residual."""
-        device, y = devices.of(x.device), x
-        for layer, weight, b, added in zip(problem.layers, bank, bias or (None, None), (None, residual), strict=True):
+        """Layer after layer; the last one adds the residual."""
+        device, y, last = devices.of(x.device), x, len(bank) - 1
+        for i, (layer, weight, b) in enumerate(zip(problem.layers, bank, bias or (None,) * len(bank), strict=True)):
             chosen = self.plan(layer, device)
             algorithm = registry.get(chosen.algorithm)
-            y = algorithm.launch(layer, chosen.config, y, algorithm.pack(weight, layer, chosen.config), b, added)
+            packed = algorithm.pack(weight, layer, chosen.config)
+            y = algorithm.launch(layer, chosen.config, y, packed, b, residual if i == last else None)
         return y
+
+
+class TripleAlgorithm(PairAlgorithm):
+    """Any stem, as ``PairAlgorithm`` any ConvFFN."""
+
+    name = "triple"
+    problems: tuple[type[Any], ...] = (StemProblem,)
+    meant_for = "stems"

@@ -1,6 +1,6 @@
 """The algorithms, in order of preference at equal estimates. A new one is one line here.
 
-``pair``, which asks for plans, is added where plans are made: ``tuning/plan.py``.
+``pair`` and ``triple``, which ask for plans, are added where plans are made: ``tuning/plan.py``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..problem import Problem
 from .base import Algorithm
 from .convffn import ConvffnAlgorithm
+from .convstem import ConvstemAlgorithm
 from .cublas import CublasAlgorithm
 from .direct import DirectAlgorithm
 from .onednn import OnednnAlgorithm
@@ -19,7 +20,7 @@ from .torch_ import TorchAlgorithm
 
 _ALL: tuple[Algorithm, ...] = (
     ToeplitzAlgorithm(), ResidentAlgorithm(), DirectAlgorithm(), PointwiseAlgorithm(), CublasAlgorithm(), StemAlgorithm(),
-    ConvffnAlgorithm(), OnednnAlgorithm(), TorchAlgorithm(),
+    ConvffnAlgorithm(), ConvstemAlgorithm(), OnednnAlgorithm(), TorchAlgorithm(),
 )  # fmt: skip
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _ALL}
 

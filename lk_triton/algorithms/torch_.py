@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import layout
 from ..device import Device
-from ..problem import Convolution, ConvProblem, DenseProblem, FfnProblem, Problem
+from ..problem import Chain, Convolution, ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from .base import MMA_SHARE, Estimate, Weights, activation_bytes, in_turn, roofline
 
 
@@ -25,7 +25,7 @@ class TorchAlgorithm:
 
     name = "torch"
     config_type: type[Any] = TorchConfig
-    problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem, FfnProblem)
+    problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem, FfnProblem, StemProblem)
 
     def supports(self, problem: Problem, device: Device) -> str | None:
         """Serves every problem."""
@@ -37,8 +37,8 @@ class TorchAlgorithm:
 
     def estimate(self, problem: Problem, config: TorchConfig, device: Device) -> Estimate:
         """Depthwise: FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM. Dense:
-        the matrix units' usual share of their peak. A ConvFFN: its layers, one after the other."""
-        if isinstance(problem, FfnProblem):
+        the matrix units' usual share of their peak. Several layers: one after the other."""
+        if isinstance(problem, Chain):
             return in_turn(self.estimate(layer, config, device) for layer in problem.layers)
         dense = isinstance(problem, DenseProblem) and problem.dtype != "float32"
         rate = MMA_SHARE * device.mma_half_tflops if dense else 0.1 * device.fp32_tflops
@@ -72,10 +72,11 @@ class TorchAlgorithm:
         On a GPU float32 runs in NCHW unless TF32 was asked for: torch's own depthwise kernels serve there, in IEEE
         arithmetic, where cuDNN, which serves channels_last, may take TF32.
         """
-        if isinstance(problem, FfnProblem):
-            first, second = problem.layers
-            hidden = self.launch(first, config, x, bank[0], bias and bias[0], None)
-            return self.launch(second, config, hidden, bank[1], bias and bias[1], residual)
+        if isinstance(problem, Chain):
+            biases = bias or (None,) * len(bank)
+            for layer, weight, b in zip(problem.layers[:-1], bank[:-1], biases[:-1], strict=True):
+                x = self.launch(layer, config, x, weight, b, None)
+            return self.launch(problem.layers[-1], config, x, bank[-1], biases[-1], residual)
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         elif x.dtype == torch.float32 and problem.precision != "tf32":

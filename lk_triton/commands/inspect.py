@@ -20,7 +20,7 @@ from ..algorithms.base import TritonAlgorithm
 from ..device import Device
 from ..inspector import Inspection
 from ..models import create_model
-from ..problem import ConvProblem, Epilogue, FfnProblem, Problem
+from ..problem import Chain, ConvProblem, Epilogue, Problem
 from ..recorder import problems_of
 from ..tuning import tuner
 from ..tuning.entry import problem_to_json
@@ -106,7 +106,7 @@ def _problem(arguments: argparse.Namespace) -> ConvProblem:
 def _layers(arguments: argparse.Namespace, device: Device) -> Counter[Problem]:
     """The distinct problems of the fused network and how many layers pose each; nothing is computed.
 
-    A ConvFFN that is planned as two kernels is listed as its layers.
+    A ConvFFN or a stem that is planned as several kernels is listed as its layers.
     """
     try:
         network = create_model(arguments.model, device="meta", dtype=getattr(torch, arguments.dtype)).eval().reparameterize()
@@ -114,11 +114,15 @@ def _layers(arguments: argparse.Namespace, device: Device) -> Counter[Problem]:
         raise CommandError(str(error)) from None
     found: Counter[Problem] = Counter()
     for problem, count in problems_of(network, (arguments.batch, 3, arguments.size, arguments.size)).items():
-        if isinstance(problem, FfnProblem) and plan(problem, device).algorithm == "pair":
+        if isinstance(problem, Chain) and not _has_kernel(plan(problem, device).algorithm):
             found.update(dict.fromkeys(problem.layers, count))
         else:
             found[problem] += count
     return found
+
+
+def _has_kernel(algorithm: str) -> bool:
+    return isinstance(registry.get(algorithm), TritonAlgorithm)
 
 
 def _candidates(problem: Problem, device: Device, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
@@ -129,8 +133,8 @@ def _candidates(problem: Problem, device: Device, algorithm: str | None, top: in
     reason = None if algorithm is None else refusal(problem, device, algorithm)
     if reason is not None and not prefer:
         raise CommandError(f"{algorithm} cannot serve {problem} on {device.name}: {reason}")
-    if isinstance(problem, FfnProblem):  # the pair has no kernel of its own
-        algorithm, reason = "convffn", None
+    if isinstance(problem, Chain):  # what runs its layers in turn has no kernel of its own
+        algorithm, reason = next(name for name in registry.meant_for(problem) if _has_kernel(name)), None
     if algorithm is None or reason is not None:
         found = tuner.candidates(problem, device, top)
     else:

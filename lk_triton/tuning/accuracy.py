@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from .. import layout
 from ..algorithms.base import Weights
 from ..algorithms.torch_ import activate, convolve
-from ..problem import FfnProblem, Problem
+from ..problem import Chain, Problem
 
 TF32_BITS = 13
 """Bits of a float32's significand that TF32 does not have."""
@@ -54,7 +54,7 @@ def judge(result: Tensor, torch_result: Tensor, exact: Tensor) -> Verdict:
 
 class Inputs(NamedTuple):
     """x (N, C, H, W) in the problem's layout, the weight (``weight_shape``), and what the epilogue asks for: bias of the
-    output's channels, residual of the output's shape and layout. A ConvFFN has pairs of both, and adds x, as in networks."""
+    output's channels, residual of the output's shape and layout. A chain has tuples of both, and a ConvFFN adds x, as in networks."""
 
     x: Tensor
     weight: Weights
@@ -68,9 +68,9 @@ def draw(problem: Problem, device: torch.device, generator: torch.Generator | No
     A problem that asks for ``tf32`` gets values that TF32 holds exactly, so that float64 sees what the tensor cores see.
     """
 
-    if isinstance(problem, FfnProblem):
-        (x, w1, b1, _), (_, w2, b2, _) = (draw(layer, device, generator) for layer in problem.layers)
-        return Inputs(x, (w1, w2), None if b1 is None else (b1, b2), x if problem.epilogue.residual else None)
+    if isinstance(problem, Chain):
+        xs, weights, biases, _ = zip(*(draw(layer, device, generator) for layer in problem.layers), strict=True)
+        return Inputs(xs[0], weights, None if biases[0] is None else biases, xs[0] if problem.epilogue.residual else None)
 
     def normal(*shape: int) -> Tensor:
         values = torch.randn(shape, device=device, dtype=getattr(torch, problem.dtype), generator=generator)
@@ -91,9 +91,10 @@ def draw(problem: Problem, device: torch.device, generator: torch.Generator | No
 
 def eager(problem: Problem, x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None = None) -> Tensor:
     """The problem by torch's own operations, in the dtype of the tensors."""
-    if isinstance(problem, FfnProblem):
-        (first, second), (b1, b2) = problem.layers, bias or (None, None)
-        return eager(second, eager(first, x, weight[0], b1), weight[1], b2, residual)
+    if isinstance(problem, Chain):
+        for layer, w, b in zip(problem.layers, weight, bias or (None,) * len(weight), strict=True):
+            x = eager(layer, x, w, b)
+        return x if residual is None else x + residual
     y = activate(convolve(problem, x, weight, bias), problem.epilogue.activation)
     return y if residual is None else y + residual
 

@@ -20,7 +20,7 @@ import torch
 
 from ..algorithms import registry
 from ..algorithms.base import Config
-from ..problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem
+from ..problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 
 PACKAGE = Path(__file__).parents[1]
 KERNELS = PACKAGE / "kernels"
@@ -65,7 +65,9 @@ def from_json(data: Any) -> Entry:
     return entry
 
 
-KINDS: dict[str, type[Problem]] = {"depthwise": ConvProblem, "dense": DenseProblem, "ffn": FfnProblem}
+KINDS: dict[str, type[Problem]] = {
+    "depthwise": ConvProblem, "dense": DenseProblem, "ffn": FfnProblem, "stem": StemProblem,
+}  # fmt: skip
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def source_hash(algorithm: str) -> str:
     host = Path(inspect.getfile(type(registry.get(algorithm))))
     shared = [PACKAGE / "algorithms" / f"{name}.py" for name in ("base", "dense", "dot")] + [PACKAGE / "layout.py"]
     files = sorted(host.parent.glob(f"{host.stem}*.py"))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(algorithm.encode())  # two may share a file
     for file in (*_kernels(files), *files, *shared):
         # read as text: a checkout may have changed the line ends
         digest.update(f"{file.name}\0{file.read_text(encoding='utf-8')}\0".encode())

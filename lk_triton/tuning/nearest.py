@@ -14,7 +14,7 @@ from ..problem import Problem
 from .cache import Table
 from .entry import Entry
 
-SAME = ("kh", "kw", "dtype", "stride", "dilation", "multiplier", "out_channels", "hidden", "precision")
+SAME = ("kh", "kw", "dtype", "stride", "dilation", "multiplier", "out_channels", "hidden", "channels", "precision")
 
 FARTHEST = 3.0
 """Sum of |log2| of the four ratios, a factor of eight in all: beyond it the cost model knows better. An assumption."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from ..algorithms import registry
 from ..algorithms.base import Config
-from ..algorithms.pair import PairAlgorithm
+from ..algorithms.pair import PairAlgorithm, TripleAlgorithm
 from ..device import Device
 from ..problem import Problem
 from . import cache
@@ -162,4 +162,5 @@ def _reads(pair: tuple[str, Config]) -> str | None:
     return registry.get(pair[0]).bank_format(pair[1])
 
 
-registry.ALGORITHMS[PairAlgorithm.name] = PairAlgorithm(plan)
+for _kind in (PairAlgorithm, TripleAlgorithm):
+    registry.ALGORITHMS[_kind.name] = _kind(plan)

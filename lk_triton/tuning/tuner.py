@@ -23,7 +23,7 @@ from ..algorithms import registry
 from ..algorithms.base import Config, Weights
 from ..device import Device
 from ..log import logger
-from ..problem import FfnProblem, Problem
+from ..problem import Chain, Problem
 from . import cache, timing
 from .accuracy import Gate, draw
 from .entry import Entry, source_hash, versions
@@ -109,10 +109,10 @@ def why_not(place: torch.device) -> str | None:
 
 
 def with_layers(problems: Iterable[Problem]) -> list[Problem]:
-    """The problems, each once, and before a ConvFFN its layers: one kernel is compared with their best plans."""
+    """The problems, each once, and a chain's layers before it: one kernel is compared with their best plans."""
     found: list[Problem] = []
     for problem in problems:
-        found += [*problem.layers, problem] if isinstance(problem, FfnProblem) else [problem]
+        found += [*problem.layers, problem] if isinstance(problem, Chain) else [problem]
     return list(dict.fromkeys(found))
 
 

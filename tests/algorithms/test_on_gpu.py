@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 import test_convffn
+import test_convstem
 import test_dense
 import test_direct
 import test_toeplitz
@@ -14,7 +15,7 @@ import torch
 
 from lk_triton import device
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from lk_triton.tuning.accuracy import Gate
 
 pytestmark = pytest.mark.gpu
@@ -41,6 +42,8 @@ DRAW = {
     "stem": lambda rng: test_dense.random_problem(rng, False),
     "convffn": test_convffn.random_problem,
     "pair": test_convffn.random_problem,
+    "convstem": test_convstem.random_problem,
+    "triple": test_convstem.random_problem,
 }
 
 LAYERS: dict[str, Problem] = {
@@ -56,6 +59,10 @@ LAYERS: dict[str, Problem] = {
         f"ffn-{c}-on-{w}-n{n}": FfnProblem(n, c, w, w, 4 * c, layout="channel_major", out_layout="channel_major")
         for c, w in ((128, 56), (256, 28))
         for n in (1, 4)
+    },
+    **{
+        f"stem-{c}-n{n}": StemProblem(n, 3, 224, 224, c, out_layout="channel_major")
+        for c, n in ((128, 1), (128, 4), (192, 2), (256, 2))
     },
     "stem": DenseProblem(2, 3, 224, 224, 128, 3, 3, (2, 2), (1, 1), out_layout="channel_major"),
 }

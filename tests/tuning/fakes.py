@@ -11,13 +11,14 @@ import torch
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from lk_triton.tuning import cache, entry
 from lk_triton.tuning.entry import Entry
 
 H100 = devices.for_arch("sm_90")
 LAYER = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15), epilogue=Epilogue(True, "relu"))
 DENSE = DenseProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major", epilogue=Epilogue(True, "gelu"))
+STEM = StemProblem(64, 3, 224, 224, 128, out_layout="channel_major")
 FFN = FfnProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
 SMALL = ConvProblem(1, 2, 6, 6, 5, 5, padding=(2, 2))
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import DENSE, FFN, H100, LAYER, SMALL, edit, entry_of, pretend_ranks
+from fakes import DENSE, FFN, H100, LAYER, SMALL, STEM, edit, entry_of, pretend_ranks
 
 from lk_triton.algorithms import registry
 from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, Problem
@@ -30,6 +30,7 @@ SHIPPED = cache.TABLES
         SMALL,
         DENSE,
         FFN,
+        STEM,
         ConvProblem(2, 3, 9, 8, 3, 5, (2, 1), (1, 2), (1, 2), 2, "bfloat16", "channels_last", Epilogue(False, None, True)),
         replace(SMALL, dtype="float32", precision="tf32x3"),
     ],
@@ -45,7 +46,7 @@ def test_the_key_survives_json(problem: Problem) -> None:
 
 @pytest.mark.parametrize("algorithm", list(registry.ALGORITHMS))
 def test_entries_survive_json(algorithm: str) -> None:
-    problem = next(p for p in (LAYER, DENSE, FFN) if algorithm in registry.meant_for(p))
+    problem = next(p for p in (LAYER, DENSE, FFN, STEM) if algorithm in registry.meant_for(p))
     for index in (0, -1):
         written = entry_of(problem, algorithm, index)
         read = entry.from_json(json.loads(json.dumps(entry.to_json(written))))
