@@ -54,7 +54,8 @@ def judge(result: Tensor, torch_result: Tensor, exact: Tensor) -> Verdict:
 
 class Inputs(NamedTuple):
     """x (N, C, H, W) in the problem's layout, the weight (``weight_shape``), and what the epilogue asks for: bias of the
-    output's channels, residual of the output's shape and layout. A chain has tuples of both, and a ConvFFN adds x, as in networks."""
+    output's channels, residual of the output's shape and layout. A chain has tuples of
+    both, and a ConvFFN adds x, as in networks."""
 
     x: Tensor
     weight: Weights
