@@ -13,6 +13,7 @@ is 0 outside x1's map, as the pixels are there. Each x1 goes at once into the th
 import triton
 import triton.language as tl
 
+from .dependent import follow
 from .epilogue import activate
 
 
@@ -22,6 +23,7 @@ def convstem_kernel(
     S, H, W, OH, OW, rows, strips, stride_xn, stride_xc, stride_on_v, stride_oc_v, OW_v,
     M: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr, KP: tl.constexpr, BP: tl.constexpr, OV: tl.constexpr,
     ACTIVATION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """x (N, TAPS // 9, H, W), w1 (M, TAPS // 9, 3, 3), w2 (M, 1, 3, 3), w3 (M, M, 1, 1), biases (M,) -> out (N, M, OH, OW).
 
@@ -30,6 +32,7 @@ def convstem_kernel(
     An image has ``strips`` strips of ``rows`` output rows. The columns of all strips, S = N * strips * OW, lie in one
     row, of which program p owns BP, all channels, from the first to the last row of their strips.
     """
+    follow(PDL)
     s = tl.program_id(0) * BP + tl.arange(0, BP)  # [BP]
     strip = s // OV // OW_v
     q = s // OV % OW_v * OV + s % OV

@@ -21,7 +21,7 @@ CUDA = torch.device("cuda", 0)
 LISTINGS = """
 from lk_triton import inspector
 from lk_triton.device import TABLE
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.tuning.plan import plan
 
 rows = {"layout": "channel_major", "out_layout": "channel_major"}
@@ -33,6 +33,7 @@ for name, problem in (
     ("pointwise", DenseProblem(1, 20, 14, 15, 512, epilogue=residual)),
     ("stem", DenseProblem(1, 3, 32, 32, 128, 3, 3, (2, 2), (1, 1), epilogue=Epilogue(True, "relu"))),
     ("convffn", FfnProblem(1, 128, 56, 56, 512, **rows)),
+    ("convstem", StemProblem(1, 3, 224, 224, 128)),
     ("cublas", DenseProblem(1, 512, 14, 14, 512, **rows, epilogue=residual)),
 ):
     launch = inspector.meta_launch(problem, name, plan(problem, TABLE["h100"], name).config)
@@ -46,7 +47,7 @@ def test_kernels_wait_before_they_touch_memory() -> None:
     result = subprocess.run([sys.executable, "-c", LISTINGS], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     kernels = result.stdout.split("== ")[1:]
-    assert len(kernels) == 7
+    assert len(kernels) == 8
     for kernel in kernels:
         order = re.findall(r"\b(ACQBULK|PREEXIT|(?:LDG|UTMALDG|STG|UTMASTG|LD|ST|RED|ATOMG)\b)", kernel)
         assert order[:2] == ["ACQBULK", "PREEXIT"], kernel.splitlines()[0]
