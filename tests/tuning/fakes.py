@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import lk_triton
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
@@ -62,3 +64,19 @@ class Clock:
 
         def round(self) -> float:
             return self.seconds
+
+
+class Net(nn.Module):
+    """Two depthwise layers alike, one that is not, a functional call in float64, and a pointwise layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*(lk_triton.nn.DepthwiseConv2d(4, 5, activation="relu") for _ in range(2)))
+        self.mix = lk_triton.nn.PointwiseConv2d(4, 4)
+        self.last = lk_triton.nn.DepthwiseConv2d(4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(self.first(x))
+        lk_triton.depthwise_conv2d(y, self.last.weight, algorithm="torch")
+        return self.norm(self.last(y, residual=x))

@@ -6,15 +6,14 @@ import logging
 import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakes import H100, LAYER, Clock, pretend_ranks
-from torch import Tensor, nn
+from fakes import H100, LAYER, Clock, Net, pretend_ranks
+from torch import Tensor
 
 import lk_triton
 from lk_triton import device as devices
@@ -23,9 +22,7 @@ from lk_triton.algorithms.base import Estimate, TritonAlgorithm
 from lk_triton.algorithms.torch_ import TorchAlgorithm
 from lk_triton.device import Device
 from lk_triton.layout import layout_of
-from lk_triton.models import create_model
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue
-from lk_triton.recorder import problems_of
+from lk_triton.problem import ConvProblem, Epilogue
 from lk_triton.tuning import cache, on_call, timing, tuner
 from lk_triton.tuning.accuracy import Gate, draw, eager
 from lk_triton.tuning.plan import Plan, plan
@@ -258,54 +255,7 @@ def test_tf32_is_judged_on_values_that_tf32_holds() -> None:
         assert tensor.abs().max() > 0
 
 
-# What a model poses
-
-
-class Net(nn.Module):
-    """Two depthwise layers alike, one that is not, a functional call in float64, and a pointwise layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(*(lk_triton.nn.DepthwiseConv2d(4, 5, activation="relu") for _ in range(2)))
-        self.mix = lk_triton.nn.PointwiseConv2d(4, 4)
-        self.last = lk_triton.nn.DepthwiseConv2d(4, 3, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.mix(self.first(x))
-        lk_triton.depthwise_conv2d(y, self.last.weight, algorithm="torch")
-        return self.norm(self.last(y, residual=x))
-
-
-def test_the_problems_of_a_model() -> None:
-    net = Net().eval()
-    expected = {
-        ConvProblem(2, 4, 9, 7, 5, 5, padding=(2, 2), dtype="float32", epilogue=Epilogue(True, "relu")): 2,
-        DenseProblem(2, 4, 9, 7, 4, dtype="float32", epilogue=Epilogue(True)): 1,
-        ConvProblem(2, 4, 9, 7, 3, 3, padding=(1, 1), dtype="float32", epilogue=Epilogue(False, None, True)): 1,
-    }
-    assert problems_of(net, (2, 4, 9, 7)) == problems_of(net, torch.ones(2, 4, 9, 7)) == expected
-    assert problems_of(net.to("meta"), (2, 4, 9, 7)) == expected
-    half = problems_of(Net().eval().half(), (2, 4, 9, 7))
-    assert list(half) == [replace(p, dtype="float16") for p in expected]
-    x = torch.ones(2, 4, 9, 7).to(memory_format=torch.channels_last)
-    assert {p.layout for p in problems_of(Net().eval(), x)} == {"channels_last"}
-    with torch.autocast("cpu", torch.bfloat16):
-        assert {p.dtype for p in problems_of(Net().eval(), (2, 4, 9, 7))} == {"bfloat16"}
-
-
-def test_the_problems_of_a_network_that_is_not_there() -> None:
-    network = create_model("replknet_31b", device="meta").eval().reparameterize()
-    found = problems_of(network, (64, 3, 224, 224))
-    large = {(p.c, p.h, p.kh): count for p, count in found.items() if isinstance(p, ConvProblem) and p.kh > 3}
-    assert large == {(128, 56, 31): 2, (256, 28, 29): 2, (512, 14, 27): 18, (1024, 7, 13): 2}
-    dense: Counter[tuple[int, int, int]] = Counter()
-    for p, count in found.items():
-        if isinstance(p, DenseProblem) and p.h == 14:
-            dense[p.c, p.out_channels, p.h] += count
-    assert dense == {(512, 512, 14): 36, (512, 2048, 14): 18, (2048, 512, 14): 18, (512, 1024, 14): 1}
-    inside = [p for p in found if p.c != 3]
-    assert {p.layout for p in inside} == {p.out_layout for p in found} == {"channel_major"}
+# A model
 
 
 def test_tuning_a_model(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
