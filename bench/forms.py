@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import lk_triton
-from lk_triton.algorithms import relaunch
 from lk_triton.algorithms.base import PDL
 from lk_triton.bank import Banked
 from lk_triton.models import RepLKNet
@@ -91,14 +90,12 @@ def _graph(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
 
 def _graph_pdl(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
     before = os.environ.get(PDL)
-    relaunch.forget()
     os.environ[PDL] = "1"
     try:
         return _graph(model, dtype, shape)._replace(config=f"lk_triton.graph, {PDL}=1")
     finally:
         os.environ.pop(PDL)
         os.environ.update({} if before is None else {PDL: before})
-        relaunch.forget()
 
 
 def _reduce_overhead(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:

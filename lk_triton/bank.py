@@ -47,6 +47,8 @@ class Banked(nn.Conv2d):
         Args:
             example_shapes: (N, C, H, W) each; by default one batch of 64 maps of a usual size.
 
+        ``torch.compile`` cannot trace what oneDNN packs on a CPU: a compiled module packs there in every call.
+
         Raises:
             RuntimeError: the module is in training mode.
         """

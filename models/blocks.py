@@ -59,10 +59,10 @@ class Transition(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """x (N, Cin, H, W) -> (N, Cout, H/2, W/2), halves rounded up; on a GPU, in the fused form, channel-major.
+        """x (N, Cin, H, W) -> (N, Cout, H/2, W/2), halves rounded up.
 
-        Asked for again because the strides of a single image do not always tell, and those of the smaller map then would
-        not be rounded up.
+        On a GPU the fused form asks for channel-major again: the strides of a single image do not tell where H*W is a
+        multiple of 64, and those of the smaller maps behind it then would not be rounded up.
         """
         return self[1](self[0](x, None, channel_major(x)))
 
@@ -87,7 +87,7 @@ class DropPath(nn.Module):
 
 def run_stem(units: Sequence[ConvUnit], x: Tensor) -> Tensor | None:
     """The first three units of a fused stem, channel-major, as one kernel or each by its plan; None where they have to run one
-    by one: for gradients, on a CPU, in float32."""
+    by one: for gradients, on a CPU, for images in float32 (under autocast too). The units themselves are not called."""
     convolutions = [unit.conv for unit in units[:3]]
     halves = x.dtype in (torch.float16, torch.bfloat16) and not by_torch(x)
     served = x.shape[1] <= MOST_INPUTS and convolutions[0].out_channels <= MOST_CHANNELS

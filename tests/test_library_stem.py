@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import lk_triton
 from lk_triton import conv_stem, dense_conv2d, depthwise_conv2d, device, layout, pointwise_conv2d
 from lk_triton.functional import explain_problem
+from lk_triton.library import no_packing
 from lk_triton.library_stem import op
 from lk_triton.models import RepLKNet, create_model
 from lk_triton.problem import StemProblem
@@ -68,6 +70,13 @@ def test_biases_with_gaps(algorithm: str) -> None:
 
 
 @pytest.mark.usefixtures("no_interpreter")
+def test_layers_are_not_packed_in_every_call() -> None:
+    """Whatever algorithm is preferred: a graph would repeat it."""
+    given = tensors()
+    with lk_triton.use("toeplitz"), no_packing():
+        torch.testing.assert_close(call(*given, algorithm="triple"), call(*given, algorithm="torch"), rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_and_autocast() -> None:
     given = tensors(dtype=torch.float64)
     inputs = [t.requires_grad_() for t in given]

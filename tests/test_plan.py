@@ -98,3 +98,12 @@ def test_explain_problem_of_a_device_that_is_not_here() -> None:
     assert verdict.algorithms["resident"] == "sm_80 has no wgmma: sm_90 is needed"
     for needs_grad, expected in ((True, "torch"), (False, "toeplitz")):
         assert explain_problem(LARGE, H100, needs_grad=needs_grad).plan.algorithm == expected
+
+
+def test_plans_follow_the_switch_of_onednn() -> None:
+    """Plans are remembered, but not beyond it."""
+    problem, cpu = ConvProblem(1, 8, 9, 9, 5, 5, padding=(2, 2), dtype="float32"), devices.CPU
+    assert plan(problem, cpu).algorithm == "onednn"
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert plan(problem, cpu).algorithm == "torch"
+    assert plan(problem, cpu).algorithm == "onednn"

@@ -174,16 +174,16 @@ class TritonAlgorithm:
         out: Tensor,
     ) -> None:
         """Run ``kernel_launch``, which is built once for all tensors of the same strides and alignment."""
-        bias = _without_gaps(bias)
+        bias, early = _without_gaps(bias), _dependent_launches(x.device)
 
         def first() -> KernelLaunch:
             launch = self.kernel_launch(problem, config, x, bank, bias, residual, out)
             if "PDL" in launch.args:
-                launch.args["PDL"] = _dependent_launches(x.device)
+                launch.args["PDL"] = early
             return launch
 
         tensors = (x, *_each(bank), *_each(bias), residual, out)
-        launch_again(self.name, problem, config, tensors, first, x.device)
+        launch_again(f"{self.name}, early" if early else self.name, problem, config, tensors, first, x.device)
 
 
 def _dependent_launches(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from ..device import Device
 from ..problem import Chain, Convolution, FfnProblem, StemProblem
 from . import registry
 from .base import Estimate, Weights, in_turn
+from .direct import DirectAlgorithm
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class PairAlgorithm:
     """Any ConvFFN. A measured figure of it is that of the plans that its layers had then: tune these first.
 
     Args:
-        plan: (layer, device) -> its plan. Plans are made above this layer, which is why ``tuning/plan.py`` registers this.
+        plan: (layer, device, algorithm to force) -> its plan. Plans are made above this layer, which is why
+            ``tuning/plan.py`` registers this.
     """
 
     name = "pair"
@@ -32,8 +34,15 @@ class PairAlgorithm:
     problems: tuple[type[Any], ...] = (FfnProblem,)
     meant_for = "ConvFFNs"
 
-    def __init__(self, plan: Callable[[Convolution, Device], Any]) -> None:
-        self.plan = plan
+    def __init__(self, plan: Callable[..., Any]) -> None:
+        self._plan = plan
+
+    def plan(self, layer: Convolution, device: Device) -> Any:
+        """The plan of a layer. On a GPU one that reads the weight as it is: a chain holds no packed weights, and must not pack
+        in every replay of a graph."""
+        chosen = self._plan(layer, device)
+        packs = registry.get(chosen.algorithm).bank_format(chosen.config) is not None
+        return self._plan(layer, device, DirectAlgorithm.name) if packs and device.backend != "cpu" else chosen
 
     def supports(self, problem: Chain, device: Device) -> str | None:
         """Serves every problem of its kind."""

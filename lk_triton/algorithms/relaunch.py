@@ -53,11 +53,6 @@ class Relaunch:
         self.compiled[self.grid](*args)
 
 
-def forget() -> None:
-    """Build every launch anew the next time."""
-    _known.clear()
-
-
 def signature(tensors: Tensors) -> tuple[Any, ...]:
     """What a launch depends on besides the problem: strides, whether addresses are aligned, and which are the same."""
     addresses = [0 if t is None else t.data_ptr() for t in tensors]

@@ -23,9 +23,9 @@ from ..algorithms.base import Config
 from ..problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 
 PACKAGE = Path(__file__).parents[1]
-KERNELS = PACKAGE / "kernels"
+HOSTS, KERNELS = PACKAGE / "algorithms", PACKAGE / "kernels"
 
-_IMPORTED = re.compile(r"^ *from \.+(?:kernels\.)?(\w+) import", re.MULTILINE)
+_IMPORT = re.compile(r"^ *from \.+(?:kernels\.)?(\w*) import ([\w, ]+)?", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -103,25 +103,26 @@ def stale(data: dict[str, Any]) -> bool:
 
 @lru_cache
 def source_hash(algorithm: str) -> str:
-    """Hash of all that decides what a config of ``algorithm`` runs: its host files, their kernels, what they share."""
+    """Hash of all that decides what a config of ``algorithm`` runs: its host files, and the host files and kernels that these
+    import."""
     host = Path(inspect.getfile(type(registry.get(algorithm))))
-    shared = [PACKAGE / "algorithms" / f"{name}.py" for name in ("base", "dense", "dot")] + [PACKAGE / "layout.py"]
-    files = sorted(host.parent.glob(f"{host.stem}*.py"))
     digest = hashlib.sha256(algorithm.encode())  # two may share a file
-    for file in (*_kernels(files), *files, *shared):
+    for file in (*_imported(set(host.parent.glob(f"{host.stem}*.py"))), PACKAGE / "layout.py"):
         # read as text: a checkout may have changed the line ends
         digest.update(f"{file.name}\0{file.read_text(encoding='utf-8')}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def _kernels(files: list[Path]) -> list[Path]:
-    """The kernel files that ``files`` import, and those that these import."""
+def _imported(files: set[Path]) -> list[Path]:
+    """``files``, and all host files and kernels that they import, directly or not."""
     found: set[Path] = set()
     while files:
-        names = [name for file in files for name in _IMPORTED.findall(file.read_text(encoding="utf-8"))]
-        files = [file for file in {KERNELS / f"{name}.py" for name in names} - found if file.exists()]
-        found |= set(files)
-    return sorted(found)
+        found |= files
+        modules = [m for file in files for m in _IMPORT.findall(file.read_text(encoding="utf-8"))]
+        names = {name for module, members in modules for name in (module or members).split(", ")}
+        beside = {folder / f"{name}.py" for folder in (HOSTS, KERNELS) for name in names}
+        files = {file for file in beside - found if file.exists()}
+    return sorted(found, key=lambda file: (file.name, file.parent == KERNELS))
 
 
 @lru_cache

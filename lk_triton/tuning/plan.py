@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import torch
+
 from ..algorithms import registry
 from ..algorithms.base import Config
 from ..algorithms.pair import PairAlgorithm, TripleAlgorithm
@@ -91,9 +93,10 @@ def plan(problem: Problem, device: Device, algorithm: str = "auto", bank_format:
         ValueError: the forced algorithm cannot serve (the text says why), or a name is unknown.
     """
     problem = at_least_one_image(problem)
+    state = cache.state(), torch.backends.mkldnn.enabled
     if algorithm != "auto":
-        return _forced(problem, device, algorithm, bank_format, cache.state())
-    return _auto(problem, device, preferred(), bank_format, cache.state())
+        return _forced(problem, device, algorithm, bank_format, state)
+    return _auto(problem, device, preferred(), bank_format, state)
 
 
 def at_least_one_image(problem: Problem) -> Problem:
@@ -101,7 +104,7 @@ def at_least_one_image(problem: Problem) -> Problem:
     return problem if problem.n else replace(problem, n=1)
 
 
-# ``state`` only makes what is remembered depend on what the cache's answers depend on.
+# ``state`` only makes what is remembered depend on what the cache's answers, and the algorithms' refusals, depend on.
 @lru_cache(maxsize=4096)
 def _forced(problem: Problem, device: Device, name: str, bank_format: str | None, state: object) -> Plan:
     reason = refusal(problem, device, name)

@@ -77,6 +77,12 @@ def test_the_hash_covers_host_files_and_what_they_share(monkeypatch: pytest.Monk
     entry.source_hash.__wrapped__("toeplitz")
     assert {"toeplitz.py", "toeplitz_work.py", "base.py", "layout.py", "epilogue.py"} <= set(read)
     assert not {"torch_.py", "resident.py", "stem.py"} & set(read)
+    of_toeplitz = set(read)
+    entry.source_hash.__wrapped__("resident")
+    assert {"resident.py", "resident_work.py"} <= set(read) - of_toeplitz
+    read.clear()
+    entry.source_hash.__wrapped__("resident")
+    assert of_toeplitz <= set(read), "it packs and counts as toeplitz does"
 
 
 # Files
