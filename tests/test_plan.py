@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +15,22 @@ from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.functional import explain_problem
 from lk_triton.problem import ConvProblem
+from lk_triton.tuning import cache
 from lk_triton.tuning.plan import plan, preferred, refusal
 
 H100, A100 = devices.for_arch("sm_90"), devices.for_arch("sm_80")
 LARGE = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15))
 STRIDED = ConvProblem(64, 128, 56, 56, 3, 3, (2, 2), (1, 1))
 DILATED = replace(LARGE, padding=(30, 30), dilation=(2, 2))
+
+
+@pytest.fixture(autouse=True)
+def nothing_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The tables' part is tested in tests/tuning."""
+    monkeypatch.setattr(cache, "TABLES", tmp_path)
+    cache.reload()
+    yield
+    cache.reload()
 
 
 def test_order() -> None:
