@@ -44,6 +44,6 @@ def test_every_kernel_of_31b_compiles_in_seconds(tmp_path: Path) -> None:
     assert len(rows) == 33, "large kernels, 3x3s, 1x1s by sizes and epilogue, two ConvFFNs, the stem, its first layer"
     assert any(tmp_path.rglob("*.cubin")), "compiled afresh, into the empty cache"
     for problem, source, registers, seconds in rows:
-        assert source == "cost model"
+        assert source in ("cost model", "nearest shipped entry"), "nothing is timed"
         assert registers > 0
         assert seconds < SECONDS_A_KERNEL, problem
