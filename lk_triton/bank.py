@@ -1,7 +1,7 @@
 """Packed weights of a module: made by ``prepare()``, dropped by whatever may change the weight.
 
-A bank is a plain attribute, neither parameter nor buffer. Version counters of tensors cannot be trusted for its lifetime:
-fused optimizers and writes through ``.data`` do not bump them.
+A bank is a plain attribute, neither parameter nor buffer. It serves as long as the weight is the tensor that was packed, in
+the same memory, at the same version. A write through ``.data`` shows in none of the three.
 """
 
 from __future__ import annotations
@@ -20,19 +20,27 @@ from .tuning.plan import plan
 
 
 class _Prepared(NamedTuple):
-    """A bank, the format it is in, and the parameter that it was packed from."""
+    """A bank, the format it is in, and the parameter that it was packed from, with its state then."""
 
     bank: Tensor
     format: str
     weight: Tensor
+    state: tuple[int, int]
+
+
+def state_of(tensor: Tensor) -> tuple[int, int]:
+    """Address and version counter (0 for an inference tensor, which has none): what ``swap_tensors``, an assignment to
+    ``.data`` or a write in place changes. A write through ``.data`` changes neither."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 class Banked(nn.Conv2d):
     """A convolution that may hold its weight packed.
 
     ``prepare()`` packs the weight once for repeated inference. The packed copy (the bank) is no parameter or buffer; it is
-    dropped by ``train()``, ``.to()``, ``.half()``, ``load_state_dict``, ``deepcopy`` and pickling. After writing into the
-    weight in place (an optimizer step, ``weight.data``), call ``prepare()`` again.
+    dropped by ``train()``, ``.to()``, ``.half()``, ``load_state_dict``, ``deepcopy`` and pickling, and no longer read once the
+    weight was replaced or written to in place. A write through ``weight.data`` does not show, nor does any write in place to a
+    module that ``torch.compile`` has traced: call ``prepare()`` again after these.
     """
 
     _prepared: _Prepared | None = None
@@ -54,18 +62,25 @@ class Banked(nn.Conv2d):
         """
         if self.training:
             raise RuntimeError("prepare() packs weights for inference: call .eval() on the module first")
-        self._drop()
-        device = devices.of(self.weight.device)
-        problems = [self._problem(shape) for shape in example_shapes or (self._example(),)]
-        plans = [(p, plan(p, device)) for p in problems]
+        if self.weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("under capture prepare() would pack in every replay of the CUDA graph: call it before")
+        self._prepared = self._packed(example_shapes or (self._example(),))  # in one step: other threads may be calling
+        self.changes += 1
+        return self
+
+    def _packed(self, shapes: Sequence[Sequence[int]]) -> _Prepared | None:
+        """The weight of now in the format that is fastest over ``shapes``; None where it is read as it is."""
+        weight, device = self.weight, devices.of(self.weight.device)
+        problems = [self._problem(shape) for shape in shapes]
         by_format: dict[str, tuple[Problem, Any, Any]] = {}
-        for problem, chosen in plans:
+        for problem in problems:
+            chosen = plan(problem, device)
             algorithm = registry.get(chosen.algorithm)
             bank_format = algorithm.bank_format(chosen.config)
             if bank_format is not None:
                 by_format[bank_format] = (problem, algorithm, chosen.config)
         if not by_format:
-            return self
+            return None
 
         def seconds(bank_format: str) -> float:
             chosen = [(p, plan(p, device, bank_format=bank_format)) for p in problems]
@@ -73,23 +88,30 @@ class Banked(nn.Conv2d):
 
         best = min(by_format, key=seconds)
         problem, algorithm, config = by_format[best]
+        state = state_of(weight)
         # Of type Parameter, though not registered: torch.compile(dynamic=True) then takes the bank's shape as fixed.
-        bank = nn.Parameter(algorithm.pack(self.weight, problem, config), requires_grad=False)
-        self._prepared = _Prepared(bank, best, self.weight)
-        return self
+        bank = nn.Parameter(algorithm.pack(weight, problem, config), requires_grad=False)
+        if bank.is_cuda:
+            torch.cuda.current_stream(bank.device).synchronize()  # a call on another stream may read it right away
+        return _Prepared(bank, best, weight, state)
 
     @property
     def bank_bytes(self) -> int:
         """Memory of the packed weights held now, in bytes; 0 where none are held."""
-        return 0 if self._prepared is None else self._prepared.bank.nbytes
+        prepared = self._prepared
+        return 0 if prepared is None else prepared.bank.nbytes
 
     def _bank(self) -> tuple[Tensor | None, str | None]:
         """The bank of the weight as it is now, and its format; nothing where there is none."""
-        if self._prepared is None or self._prepared.weight is not self.weight:
+        prepared = self._prepared  # read once: another thread may replace it
+        if prepared is None or prepared.weight is not self.weight:
             return None, None
-        if self._prepared.bank.is_mkldnn and torch.compiler.is_compiling():  # which cannot trace an opaque tensor
+        if torch.compiler.is_compiling():
+            # which can trace neither the state of a tensor nor an opaque one
+            return (None, None) if prepared.bank.is_mkldnn else (prepared.bank, prepared.format)
+        if prepared.state != state_of(prepared.weight):
             return None, None
-        return self._prepared.bank, self._prepared.format
+        return prepared.bank, prepared.format
 
     def _drop(self) -> None:
         self._prepared = None

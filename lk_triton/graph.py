@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import library
-from .bank import Banked
+from .bank import Banked, state_of
 
 WARM_UP = 3
 """Forwards before the capture: plans, compilations and cuBLAS's workspaces are made there."""
@@ -25,22 +26,53 @@ class Captured:
     replay: Callable[[], None]
 
 
+class Snapshot:
+    """What a captured graph of ``model`` depends on, as it is now: the modules, their parameters and buffers, packed weights.
+
+    Holds their memory, which is then not given to others while the graph reads it. ``ended`` looks at every module and tensor,
+    at about a tenth of a microsecond each.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._children = [(m._modules, dict(m._modules)) for m in self._modules if m._modules]
+        dicts = [held for m in self._modules for held in (m._parameters, m._buffers)]
+        self._slots = [(held, name, tensor) for held in dicts for name, tensor in held.items()]
+        tensors = [tensor for _, _, tensor in self._slots if tensor is not None]
+        self._addresses = [(t, t.data_ptr()) for t in tensors]
+        self._banked = [(m, m.changes, state_of(m.weight)) for m in self._modules if isinstance(m, Banked)]
+        self._memory = [t.detach() for t in tensors], [m._bank()[0] for m, _, _ in self._banked]
+
+    def ended(self) -> bool:
+        """Whether a forward could now read other memory or run other layers than the graph does.
+
+        Values that were written in place are no end, since the graph reads them; those of a weight that was packed are.
+        """
+        return (
+            any(module.training for module in self._modules)
+            or any(children != expected for children, expected in self._children)
+            or any(held.get(name) is not tensor for held, name, tensor in self._slots)
+            or any(tensor.data_ptr() != address for tensor, address in self._addresses)
+            or any(m.changes != changes or state_of(m.weight) != state for m, changes, state in self._banked)
+        )
+
+
 class Graph:
     """A network captured for some input shapes; made by ``graph``. Call it like the network.
 
-    The output lives in static buffers: the next call with the same shape overwrites it, so clone what must stay.
+    The output lives in static buffers: the next call with the same shape overwrites it, so clone what must stay. Inputs are
+    copied into static buffers too, so the caller orders calls from several threads or streams. The weights that were captured
+    stay in memory as long as the graph does.
 
     Raises:
         ValueError: the input's shape, dtype or device is none that was captured.
-        RuntimeError: since the capture the network was trained, loaded into, moved, cast or prepared again, so that the graph
-            would answer with old weights: call ``graph`` again.
+        RuntimeError: since the capture the network was trained, loaded into, moved, cast or prepared again, or a layer, a
+            parameter or a buffer was replaced, so that the graph would answer with old weights: call ``graph`` again.
     """
 
     def __init__(self, model: nn.Module, captured: Sequence[Captured]) -> None:
-        self._model = model
         self._captured = {(tuple(c.x.shape), c.x.dtype, c.x.device): c for c in captured}
-        self._banked = [module for module in model.modules() if isinstance(module, Banked)]
-        self._stamp = self._stamp_now()
+        self._snapshot = Snapshot(model)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -49,11 +81,6 @@ class Graph:
 
     def __call__(self, x: Tensor) -> Any:
         """``model(x)`` by replay: x of a captured shape, dtype and device -> what the model returns, in static buffers."""
-        if self._stamp != self._stamp_now():
-            raise RuntimeError(
-                "the network has changed since its capture (train(), load_state_dict, .to(), a cast, or prepare()), and the "
-                "graph would answer with its old weights: put it in eval mode and call lk_triton.graph(model, example) again"
-            )
         captured = self._captured.get((tuple(x.shape), x.dtype, x.device))
         if captured is None:
             known = "; ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in self._captured)
@@ -63,16 +90,13 @@ class Graph:
             )
         captured.x.copy_(x)
         captured.replay()
+        if self._snapshot.ended():  # looked for while the GPU works
+            raise RuntimeError(
+                "the network has changed since its capture (train(), load_state_dict, .to(), a cast, prepare(), or a layer or "
+                "parameter was replaced), and the graph would answer with its old weights: put it in eval mode and call "
+                "lk_triton.graph(model, example) again"
+            )
         return captured.output
-
-    def _stamp_now(self) -> tuple[Any, ...]:
-        """Changes with whatever ends the graph's validity; cheap, for it is compared in every call.
-
-        Layers without packed weights are read in place, so that loading into them alone ends nothing.
-        """
-        first = next(self._model.parameters(), None)
-        pointer = None if first is None else first.data_ptr()
-        return self._model.training, pointer, *(module.changes for module in self._banked)
 
     def __getstate__(self) -> Any:
         raise TypeError("a captured graph cannot be copied or pickled: copy the model, and capture the copy")
@@ -130,15 +154,28 @@ def capture(model: nn.Module, inputs: Sequence[Tensor]) -> list[Captured]:
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.device(device), torch.cuda.stream(stream):
         for x in inputs:
+            output = None
             for _ in range(WARM_UP):
-                model(x)
+                output = model(x)
+            # Of the pool, an output might lie where an earlier graph has maps of its own, which every replay overwrites.
+            apart = tree_map_only(Tensor, like, output) if found else None
             stream.synchronize()
             cuda_graph = torch.cuda.CUDAGraph()
             with library.no_packing(), torch.cuda.graph(cuda_graph, pool=pool, stream=stream):
                 output = model(x)
+                if apart is not None:
+                    for kept, computed in zip(tree_leaves(apart), tree_leaves(output), strict=True):
+                        if isinstance(computed, Tensor):
+                            kept.copy_(computed)
+                    output = apart
             found.append(Captured(x, output, cuda_graph.replay))
     torch.cuda.current_stream(device).wait_stream(stream)
     return found
+
+
+def like(tensor: Tensor) -> Tensor:
+    """An uninitialized tensor of the same shape, strides, dtype and device."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 __all__ = ["Graph", "graph"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 from collections.abc import Callable
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor, nn
 
 import lk_triton
 from lk_triton.algorithms.base import KernelLaunch
+from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
+from lk_triton.bank import Banked
 from lk_triton.nn import DepthwiseConv2d, ReparamDepthwiseConv2d, from_conv_bn
 
 pytestmark = pytest.mark.usefixtures("one_thread", "toeplitz")
@@ -145,23 +150,112 @@ DROPS: dict[str, Callable[[DepthwiseConv2d], object]] = {
     "float": lambda m: m.float(),
     "load_state_dict": lambda m: load(m, False),
     "load_state_dict(assign=True)": lambda m: load(m, True),
-    "new parameter": lambda m: setattr(m, "weight", nn.Parameter(torch.randn_like(m.weight), requires_grad=False)),
 }
+
+REPLACES: dict[str, Callable[[DepthwiseConv2d], object]] = {
+    "new parameter": lambda m: setattr(m, "weight", nn.Parameter(torch.randn_like(m.weight), requires_grad=False)),
+    "new data": lambda m: setattr(m.weight, "data", torch.randn_like(m.weight)),
+    "swap_tensors": lambda m: torch.utils.swap_tensors(m.weight, nn.Parameter(torch.randn_like(m.weight), False)),
+    "in place": lambda m: m.weight.mul_(2),
+    "optimizer in eval mode": lambda m: step(m),
+}
+
+
+def step(module: DepthwiseConv2d) -> None:
+    weight = module.weight.requires_grad_()
+    weight.grad = torch.randn_like(weight)
+    torch.optim.SGD([weight], lr=0.5).step()
+    weight.requires_grad_(False)
 
 
 @pytest.mark.parametrize("change", DROPS)
 @pytest.mark.parametrize("nested", [False, True], ids=["module", "in a parent"])
 def test_changes_drop_the_bank(change: str, nested: bool, launched: list[str]) -> None:
     module = prepared()
-    if nested and not change.startswith(("load", "new")):
+    if nested and not change.startswith("load"):
         DROPS[change](nn.Sequential(module).eval())  # type: ignore[arg-type]
     else:
         DROPS[change](module)
     launched.clear()
     check(module, 2e-2 if module.weight.dtype != torch.float32 else 1e-5)
     assert launched == ["pack_kernel", "toeplitz_kernel"]  # the weights of now
-    if change != "new parameter":
-        assert module.bank_bytes == 0
+    assert module.bank_bytes == 0
+
+
+@pytest.mark.parametrize("change", REPLACES)
+def test_a_bank_of_another_weight_is_not_read(change: str, launched: list[str]) -> None:
+    module = prepared()
+    REPLACES[change](module)
+    launched.clear()
+    check(module)
+    assert launched == ["pack_kernel", "toeplitz_kernel"]
+    module.prepare(SHAPE)
+    launched.clear()
+    check(module)
+    assert launched == ["toeplitz_kernel"]
+
+
+def test_prepared_under_inference_mode() -> None:
+    """An inference tensor has no version counter."""
+    with torch.inference_mode():
+        module = prepared()
+        check(module)
+    check(module)
+
+
+def test_a_bank_dropped_beside_calls() -> None:
+    """Another thread's train() or cast, between any two lines of the look at the bank: with the bank, or without one."""
+    module, x = prepared(), torch.randn(SHAPE)
+    expected = module(x)
+
+    def dropped_at(line: int) -> bool:
+        """Whether the call's look at the bank has so many lines; before that one is run, the bank is dropped."""
+        lines = 0
+
+        def trace(frame: Any, event: str, arg: object) -> Any:
+            nonlocal lines
+            if frame.f_code is Banked._bank.__code__ and event == "line":
+                lines += 1
+                if lines == line:
+                    module._prepared = None
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            y = module(x)
+        finally:
+            sys.settrace(before)
+        torch.testing.assert_close(y, expected)
+        return lines >= line
+
+    line = 1
+    while dropped_at(line):
+        module.prepare(SHAPE)
+        line += 1
+    assert line > 3
+
+
+def test_calls_beside_prepare() -> None:
+    """While prepare() packs, calls still find the bank before."""
+    module, seen = prepared(), []
+    module._packed, packed = lambda shapes: (seen.append(module._bank()[0]), packed(shapes))[1], module._packed
+    module.prepare(SHAPE)
+    assert seen[0] is not None
+
+
+def test_prepare_waits_for_what_it_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread with another stream may call as soon as prepare() has returned."""
+
+    class OnGpu(Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    stream = MagicMock()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    pack = ToeplitzAlgorithm.pack
+    monkeypatch.setattr(ToeplitzAlgorithm, "pack", lambda self, *args: pack(self, *args).as_subclass(OnGpu))
+    prepared()
+    stream.synchronize.assert_called_once_with()
 
 
 def test_parent_load_state_dict_drops_the_bank() -> None:
@@ -176,18 +270,16 @@ def test_moving_to_eval_again_keeps_the_bank() -> None:
     assert module.bank_bytes > 0
 
 
-@pytest.mark.parametrize("write", ["fused AdamW", ".data", "in place"])
-def test_writes_in_place_need_prepare_again(write: str) -> None:
+@pytest.mark.parametrize("write", ["fused AdamW", ".data"])
+def test_writes_that_do_not_show_need_prepare_again(write: str) -> None:
     module = prepared()
     if write == "fused AdamW":
         weight = module.weight.requires_grad_()
         weight.grad = torch.randn_like(weight)
         torch.optim.AdamW([weight], lr=0.5, fused=True).step()
         module.requires_grad_(False)
-    elif write == ".data":
-        module.weight.data.normal_()
     else:
-        module.weight.mul_(2)
+        module.weight.data.normal_()
     module.prepare(SHAPE)
     check(module)
 
