@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -39,6 +37,9 @@ class CublasAlgorithm(DenseAlgorithm):
             reason = f"a {problem.kh}x{problem.kw} kernel with stride {problem.stride} is no 1x1 convolution"
         if reason is None and problem.precision == "tf32x3":
             reason = "precision tf32x3 is not offered by cuBLAS, ieee and tf32 are"
+        if reason is None and problem.dtype == "float32" and rounds_products() != (problem.precision == "tf32"):
+            wanted, other = ("tf32", "ieee") if problem.precision == "tf32" else ("ieee", "tf32")
+            reason = f"torch's products are {other}, not {wanted}: set torch.backends.cuda.matmul.fp32_precision = {wanted!r}"
         return reason
 
     def configs(self, problem: DenseProblem, device: Device) -> list[CublasConfig]:
@@ -94,11 +95,10 @@ class CublasAlgorithm(DenseAlgorithm):
         y = layout.empty(problem.out_shape, "channel_major" if layout.layout_of(x) == "channel_major" else "nchw", x)
         rows, y_rows = layout.rows_of(x), layout.rows_of(y)
         weight = bank.flatten(1)
-        with matmul_precision(problem):
-            if rows is not None and y_rows is not None:
-                torch.mm(weight, rows, out=y_rows)
-            else:
-                torch.matmul(weight, x.flatten(2), out=y.flatten(2))
+        if rows is not None and y_rows is not None:
+            torch.mm(weight, rows, out=y_rows)
+        else:
+            torch.matmul(weight, x.flatten(2), out=y.flatten(2))
         order = planar(problem.out_layout)
         out = y if y.stride() == layout.strides(problem.out_shape, order) else layout.empty(problem.out_shape, order, x)
         if has_epilogue(problem) or out is not y:
@@ -106,23 +106,11 @@ class CublasAlgorithm(DenseAlgorithm):
         return layout.conform(out, problem.out_layout)
 
 
-@contextmanager
-def matmul_precision(problem: DenseProblem) -> Iterator[None]:
-    """Have torch's float32 matrix products follow the problem, which follows the flag for convolutions, not theirs."""
+def rounds_products() -> bool:
+    """Whether torch rounds its float32 matrix products to TF32. The flag is one for all threads, so it is never set here."""
     flags: Any = torch.backends.cuda.matmul
-    name, exact, rounded = ("allow_tf32", False, True)
-    if hasattr(flags, "fp32_precision"):  # where reading the old flag may raise
-        name, exact, rounded = ("fp32_precision", "ieee", "tf32")
-    wanted = rounded if problem.precision == "tf32" else exact
-    before = getattr(flags, name)
-    if problem.dtype != "float32" or before == wanted:
-        yield
-        return
-    setattr(flags, name, wanted)
-    try:
-        yield
-    finally:
-        setattr(flags, name, before)
+    # where there is a new flag, reading the old one may raise
+    return flags.fp32_precision == "tf32" if hasattr(flags, "fp32_precision") else flags.allow_tf32
 
 
 def has_epilogue(problem: DenseProblem) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from ..algorithms import registry
 from ..algorithms.base import Config
+from ..algorithms.cublas import rounds_products
 from ..algorithms.pair import PairAlgorithm, TripleAlgorithm
 from ..device import Device
 from ..problem import Problem
@@ -93,7 +94,7 @@ def plan(problem: Problem, device: Device, algorithm: str = "auto", bank_format:
         ValueError: the forced algorithm cannot serve (the text says why), or a name is unknown.
     """
     problem = at_least_one_image(problem)
-    state = cache.state(), torch.backends.mkldnn.enabled
+    state = cache.state(), torch.backends.mkldnn.enabled, rounds_products()
     if algorithm != "auto":
         return _forced(problem, device, algorithm, bank_format, state)
     return _auto(problem, device, preferred(), bank_format, state)

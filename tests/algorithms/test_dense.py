@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +11,16 @@ import pytest
 import torch
 from compilation import compile_all
 
+import lk_triton
 from lk_triton import device, layout
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.cublas import matmul_precision
 from lk_triton.algorithms.pointwise import PointwiseAlgorithm
 from lk_triton.algorithms.pointwise_work import issued_macs, operand_bytes, shared_bytes, tensor_columns
 from lk_triton.algorithms.stem import StemAlgorithm
 from lk_triton.algorithms.stem import issued_macs as stem_macs
 from lk_triton.problem import DenseProblem, Epilogue
 from lk_triton.tuning.accuracy import Gate
+from lk_triton.tuning.plan import plan
 
 H100 = device.TABLE["h100"]
 CPU = torch.device("cpu")
@@ -223,13 +225,43 @@ def test_the_plans_of_31b_compile(arch: str) -> None:
         assert asynchronous <= {16}, "the image and the weight"
 
 
-def test_cublas_follows_the_flag_for_convolutions() -> None:
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the precision of torch's float32 matrix products on GPUs."""
     flags: Any = torch.backends.cuda.matmul
     before = flags.fp32_precision
-    problem = DenseProblem(1, 8, 4, 4, 8, dtype="float32")
-    for precision, wanted in ((None, "ieee"), ("tf32", "tf32")):
-        with matmul_precision(replace(problem, precision=precision)):
-            assert flags.fp32_precision == wanted
-        assert flags.fp32_precision == before
-    with matmul_precision(replace(problem, dtype="float16")):
-        assert flags.fp32_precision == before
+    yield lambda precision: setattr(flags, "fp32_precision", precision)
+    flags.fp32_precision = before
+
+
+def test_cublas_serves_float32_in_the_precision_of_torchs_products(products: Callable[[str], None]) -> None:
+    """The flag is one for all threads: setting it for a call would round another thread's products, in silence."""
+    one = DenseProblem(1, 8, 4, 4, 8, dtype="float32")
+    for flag, other in (("ieee", "tf32"), ("tf32", "ieee")):
+        products(flag)
+        for precision in (None, "ieee", "tf32"):
+            reason = registry.get("cublas").supports(replace(one, precision=precision), H100)
+            if (precision or "ieee") == flag:
+                assert reason is None
+            else:
+                assert f"fp32_precision = {other!r}" in str(reason)
+        assert registry.get("cublas").supports(replace(one, dtype="float16"), H100) is None
+
+
+def test_plans_follow_the_precision_of_torchs_products(products: Callable[[str], None]) -> None:
+    problem = DenseProblem(64, 64, 56, 56, 64, dtype="float32", precision="tf32", layout="channel_major")
+    with lk_triton.use("cublas"):
+        for flag in ("tf32", "ieee", "tf32"):
+            products(flag)
+            assert (plan(problem, H100).algorithm == "cublas") == (flag == "tf32")
+
+
+def test_no_call_sets_the_flag(products: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    products("tf32")
+    set_to: list[object] = []
+    monkeypatch.setattr(type(torch.backends.cuda.matmul), "__setattr__", lambda self, name, value: set_to.append(value))
+    x, weight = torch.randn(1, 8, 4, 4), torch.randn(8, 8, 1, 1)
+    y = lk_triton.pointwise_conv2d(x, weight, precision="tf32", algorithm="cublas")
+    monkeypatch.undo()
+    torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight), rtol=1e-4, atol=1e-4)
+    assert not set_to
