@@ -6,7 +6,7 @@ import copy
 import pickle
 import weakref
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 from unittest.mock import MagicMock
 
 import pytest
@@ -78,7 +78,7 @@ def swap(old: Tensor) -> None:
     torch.utils.swap_tensors(old, nn.Parameter(torch.randn_like(old)))
 
 
-CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
+CHANGES: dict[str, Callable[[Any], object]] = {
     "train": lambda model: model.train(),
     "train of a part": lambda model: model[2].train(),
     "train and eval": lambda model: model.train().eval(),
@@ -156,7 +156,7 @@ def test_outputs_of_other_shapes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Model(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
-            computed.append(layout.empty((2, 3, *x.shape[2:]), "channel_major", x).fill_(len(computed)))
+            computed.append(layout.empty((2, 3, x.shape[2], x.shape[3]), "channel_major", x).fill_(len(computed)))
             return {"maps": computed[-1]}
 
     for name in ("Stream", "device", "stream", "graph"):
