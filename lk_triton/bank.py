@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Self
 
 from . import device as devices
@@ -34,7 +35,7 @@ def state_of(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-class Banked(nn.Conv2d):
+class Banked(_ConvNd):
     """A convolution that may hold its weight packed.
 
     ``prepare()`` packs the weight once for repeated inference. The packed copy (the bank) is no parameter or buffer; it is

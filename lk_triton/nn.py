@@ -15,11 +15,14 @@ from . import reparam
 from .algorithms.torch_ import activate, activate_
 from .bank import Banked, check_example
 from .functional import dispatch, dispatch_dense
-from .problem import ACTIVATIONS, PRECISIONS, ConvProblem, DenseProblem, Epilogue, pair, same_padding
+from .fused_conv import FusedConv2d, check_activation
+from .problem import PRECISIONS, ConvProblem, DenseProblem, Epilogue, pair, same_padding
 
 
-class DepthwiseConv2d(Banked):
+class DepthwiseConv2d(FusedConv2d, Banked):
     """Depthwise convolution with a fused epilogue; an ``nn.Conv2d`` by state_dict and attributes.
+
+    Without an activation it is an instance of ``nn.Conv2d`` too (``FusedConv2d`` says why not with one).
 
     Args:
         channels: C of the input (N, C, H, W).
@@ -50,7 +53,6 @@ class DepthwiseConv2d(Banked):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_activation(activation)
         kernel_size, dilation = pair("kernel_size", kernel_size, 1), pair("dilation", dilation, 1)
         stride = pair("stride", stride, 1)
         if precision is not None and precision not in PRECISIONS:
@@ -63,9 +65,8 @@ class DepthwiseConv2d(Banked):
             raise ValueError(f"padding must be 'same', 'valid', an int or (h, w), got {padding!r}")
         else:
             padding = pair("padding", padding, 0)
-        super().__init__(channels, channels * multiplier, kernel_size, stride, padding, dilation, channels, bias,
-                         device=device, dtype=dtype)  # fmt: skip
-        self.activation = activation
+        super().__init__(channels, channels * multiplier, kernel_size, stride, padding, dilation, channels, bias, activation,
+                         device, dtype)  # fmt: skip
         self.precision = precision
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -93,9 +94,6 @@ class DepthwiseConv2d(Banked):
         if min(problem.out_shape) < 1:
             raise ValueError(f"example shape {tuple(shape)} is too small: the output would be {problem.out_shape}")
         return problem
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
 
 
 class ReparamDepthwiseConv2d(nn.Module):
@@ -126,7 +124,7 @@ class ReparamDepthwiseConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_activation(activation)
+        check_activation(activation)
         self.channels = channels
         self.kernel_size = pair("kernel_size", kernel_size, 1)
         self.padding = (same_padding(self.kernel_size[0]), same_padding(self.kernel_size[1]))
@@ -196,8 +194,8 @@ class ReparamDepthwiseConv2d(nn.Module):
     switch_to_deploy = merge_kernel = reparameterize
 
 
-class PointwiseConv2d(Banked):
-    """1x1 convolution with an epilogue, ``activation(conv(x)) + residual``; an ``nn.Conv2d`` by state_dict and attributes."""
+class PointwiseConv2d(FusedConv2d, Banked):
+    """1x1 convolution with an epilogue, ``activation(conv(x)) + residual``; an ``nn.Conv2d`` as ``DepthwiseConv2d`` is."""
 
     def __init__(
         self,
@@ -209,9 +207,8 @@ class PointwiseConv2d(Banked):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_activation(activation)
-        super().__init__(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
-        self.activation = activation
+        one, zero = (1, 1), (0, 0)
+        super().__init__(in_channels, out_channels, one, one, zero, one, 1, bias, activation, device, dtype)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None
@@ -234,29 +231,26 @@ class PointwiseConv2d(Banked):
             out_layout=layout, epilogue=Epilogue(self.bias is not None, self.activation),
         )  # fmt: skip
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
 
-
-class StemConv2d(nn.Conv2d):
-    """Dense convolution of a few channels with a fused activation; an ``nn.Conv2d`` by state_dict and attributes."""
+class StemConv2d(FusedConv2d):
+    """Dense convolution of a few channels with a fused activation; an ``nn.Conv2d`` as ``DepthwiseConv2d`` is."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
+        kernel_size: int | tuple[int, int] = 3,
         *,
-        stride: int = 2,
-        padding: int = 1,
+        stride: int | tuple[int, int] = 2,
+        padding: int | tuple[int, int] = 1,
         bias: bool = True,
         activation: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_activation(activation)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias, device=device, dtype=dtype)
-        self.activation = activation
+        kernel_size, stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
+        super().__init__(in_channels, out_channels, kernel_size, stride, pair("padding", padding, 0), (1, 1), 1, bias,
+                         activation, device, dtype)  # fmt: skip
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None
@@ -265,12 +259,20 @@ class StemConv2d(nn.Conv2d):
         stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
         return dispatch_dense(x, self.weight, self.bias, residual, self.activation, stride, padding, None, out_layout)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+class _DepthwiseConv2d(DepthwiseConv2d, nn.Conv2d):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    """Without an activation."""
 
 
-FUSING = (DepthwiseConv2d, PointwiseConv2d, StemConv2d)
-"""Convolutions that take an activation and a residual."""
+class _PointwiseConv2d(PointwiseConv2d, nn.Conv2d):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Without an activation."""
+
+
+class _StemConv2d(StemConv2d, nn.Conv2d):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Without an activation."""
+
+
+DepthwiseConv2d.plain, PointwiseConv2d.plain, StemConv2d.plain = _DepthwiseConv2d, _PointwiseConv2d, _StemConv2d
 
 
 class ConvUnit(nn.Module):
@@ -280,9 +282,11 @@ class ConvUnit(nn.Module):
     dense convolution can be asked for its output's memory order (``out_layout`` of ``dense_conv2d``).
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: str | None = None, *, fused: bool = False) -> None:
+    conv: nn.Conv2d | FusedConv2d
+
+    def __init__(self, conv: nn.Conv2d | FusedConv2d, activation: str | None = None, *, fused: bool = False) -> None:
         super().__init__()
-        _check_activation(activation)
+        check_activation(activation)
         self.conv = conv
         self.activation = activation
         if fused:
@@ -301,7 +305,7 @@ class ConvUnit(nn.Module):
             return y if residual is None else residual + y
         if isinstance(self.conv, DepthwiseConv2d):
             return self.conv(x, residual)
-        if isinstance(self.conv, FUSING):
+        if isinstance(self.conv, FusedConv2d):
             return self.conv(x, residual, out_layout)
         return _epilogue(self.conv(x), self.activation, residual)
 
@@ -323,8 +327,8 @@ class ConvUnit(nn.Module):
         return self
 
     def _fuse_activation(self) -> None:
-        if isinstance(self.conv, FUSING):
-            self.conv.activation = self.activation
+        if isinstance(self.conv, FusedConv2d):
+            self.conv = self.conv.with_activation(self.activation)
 
 
 class ChannelAffine(nn.Module):
@@ -350,7 +354,7 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
 
 
-def from_conv_bn(conv: nn.Conv2d, bn: _BatchNorm, activation: str | None = None) -> DepthwiseConv2d:
+def from_conv_bn(conv: nn.Conv2d | FusedConv2d, bn: _BatchNorm, activation: str | None = None) -> DepthwiseConv2d:
     """``activation(bn(conv(x)))`` of anybody's network as one fused depthwise module, prepared for inference.
 
     Raises:
@@ -392,14 +396,9 @@ def _with_parameters(module: Any, weight: Tensor, bias: Tensor, old: Tensor) -> 
     return module
 
 
-def _conv_bn(conv: nn.Conv2d) -> nn.Sequential:
+def _conv_bn(conv: nn.Conv2d | FusedConv2d) -> nn.Sequential:
     bn = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
     return nn.Sequential(OrderedDict(conv=conv, bn=bn))
-
-
-def _check_activation(activation: str | None) -> None:
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
 __all__ = ["ChannelAffine", "ConvUnit", "DepthwiseConv2d", "PointwiseConv2d", "ReparamDepthwiseConv2d",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lk_triton.fused_conv import FusedConv2d
 from lk_triton.nn import ConvUnit
 
 from .replknet import RepLKNet
@@ -41,7 +42,7 @@ def torch_form(model: RepLKNet) -> RepLKNet:
     by_torch.cpu_memory_format = torch.contiguous_format
     for parent in list(by_torch.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d):
+            if isinstance(child, (nn.Conv2d, FusedConv2d)):
                 # a ConvUnit applies the activation itself, the merged large kernel's parent does not
                 activation = None if isinstance(parent, ConvUnit) else getattr(child, "activation", None)
                 plain = _plain(child)
@@ -49,7 +50,7 @@ def torch_form(model: RepLKNet) -> RepLKNet:
     return by_torch.train(model.training)
 
 
-def _plain(conv: nn.Conv2d) -> nn.Conv2d:
+def _plain(conv: nn.Conv2d | FusedConv2d) -> nn.Conv2d:
     size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     kernel, stride, padding, dilation = cast("list[tuple[int, int]]", size)
     plain = nn.Conv2d(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lk_triton.fused_conv import FusedConv2d
 from lk_triton.nn import ReparamDepthwiseConv2d
 from lk_triton.reparam import fold_batch_norm
 
@@ -64,7 +65,7 @@ def layers(model: nn.Module) -> Iterator[Layer]:
             merged = module if module.merged else copy.deepcopy(module).reparameterize(prepare=False)
             before = None if module.merged else _large_branch(module)
             yield Layer(name, before, _taps(merged.lkb_reparam.weight))
-        elif isinstance(module, nn.Conv2d) and module not in inside:
+        elif isinstance(module, (nn.Conv2d, FusedConv2d)) and module not in inside:
             depthwise = module.groups == module.in_channels > 1
             if depthwise and max(module.kernel_size) >= LARGE:
                 yield Layer(name, None, _taps(module.weight))
