@@ -7,7 +7,8 @@ import io
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 from unittest.mock import MagicMock
 
 import pytest
@@ -15,10 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import lk_triton
+from lk_triton import device
+from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import KernelLaunch
 from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
 from lk_triton.bank import Banked
 from lk_triton.nn import DepthwiseConv2d, ReparamDepthwiseConv2d, from_conv_bn
+from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.tuning.plan import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread", "toeplitz")
 SHAPE = (2, 3, 8, 8)
@@ -103,6 +108,34 @@ def test_prepare_for_several_shapes() -> None:
     with pytest.raises(ValueError, match="has 4 channels"):
         module.prepare((1, 4, 8, 8))
     assert DepthwiseConv2d(2, 61, padding="valid", dtype=torch.float16).eval().prepare().bank_bytes > 0
+
+
+@pytest.mark.parametrize("packed", ["toeplitz", "direct", "onednn"])
+def test_a_plan_that_reads_another_format_packs_for_itself(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a module holds, every algorithm that serves the call computes with the weight."""
+    if packed == "onednn":
+        monkeypatch.delenv("TRITON_INTERPRET")
+    module = DepthwiseConv2d(SHAPE[1], 5, activation="relu").eval().requires_grad_(False)
+    x = torch.randn(SHAPE).contiguous(memory_format=torch.channels_last)
+    residual = torch.randn_like(x)  # which, with the activation, oneDNN leaves to torch
+    expected = nn.functional.conv2d(x, module.weight, module.bias, padding=2, groups=3).relu() + residual
+    with lk_triton.use(packed):
+        monkeypatch.setattr(module, "_problem", lambda shape: replace(posed(module, shape), layout="channels_last"))
+        held = module.prepare(SHAPE)._bank()[1]
+    assert held is not None
+    formats = set()
+    for name, algorithm in registry.ALGORITHMS.items():
+        problem = replace(posed(module, SHAPE), layout="channels_last", epilogue=Epilogue(True, "relu", True))
+        if algorithm.supports(problem, device.of(x.device)) is None:
+            formats.add(algorithm.bank_format(plan(problem, device.of(x.device), name).config))
+            with lk_triton.use(name):
+                torch.testing.assert_close(module(x, residual), expected, rtol=1e-4, atol=1e-4)
+    assert formats - {held}
+
+
+def posed(module: DepthwiseConv2d, shape: tuple[int, ...]) -> ConvProblem:
+    """The problem that an input of this shape poses to ``module``."""
+    return cast("ConvProblem", DepthwiseConv2d._problem(module, shape))
 
 
 def test_algorithms_that_do_not_pack_hold_nothing() -> None:

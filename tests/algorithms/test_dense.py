@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from compilation import compile_all
 import lk_triton
 from lk_triton import device, layout
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.dense import row_arguments
 from lk_triton.algorithms.pointwise import PointwiseAlgorithm
 from lk_triton.algorithms.pointwise_work import issued_macs, operand_bytes, shared_bytes, tensor_columns
 from lk_triton.algorithms.stem import StemAlgorithm
@@ -223,6 +225,50 @@ def test_the_plans_of_31b_compile(arch: str) -> None:
         assert report["loop"]["mma_kind"].startswith("HGMMA" if arch == "sm_90" else "HMMA")
         asynchronous = {int(width) for width, (count, _) in report["loop"]["loads"].items() if count}
         assert asynchronous <= {16}, "the image and the weight"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [((3, 5), (1, 2), (1, 2)), ((5, 1), (2, 1), (2, 0)), ((2, 3), (1, 1), (0, 1))]
+)
+def test_a_stem_of_another_height_than_width(kernel: Any, stride: Any, padding: Any) -> None:
+    kh, kw = kernel
+    problem = DenseProblem(2, 3, 9, 12, 8, kh, kw, stride, padding, dtype="float32", epilogue=Epilogue(True, "relu"))
+    gate = Gate(problem, CPU)
+    for config in STEM.configs(problem, H100)[:2]:
+        verdict = gate.check(lambda x, c=config: STEM.launch(problem, c, x, gate.weight, gate.bias, gate.residual))
+        assert verdict.ok, (config, verdict)
+
+
+@pytest.mark.parametrize("out_layout", ["nchw", "channel_major"])
+@pytest.mark.parametrize("pointwise", [True, False], ids=["1x1", "3x3"])
+def test_a_residual_in_another_memory_order(pointwise: bool, out_layout: str) -> None:
+    """Than the output's, several images: each tensor has strides of its own."""
+    kernel: dict[str, Any] = {} if pointwise else {"kh": 3, "kw": 3, "padding": (1, 1)}
+    problem = DenseProblem(
+        3, 3, 4, 8, 16, **kernel, layout="channel_major", out_layout=out_layout, epilogue=Epilogue(True, "relu", True)
+    )
+    gate = Gate(problem, CPU)
+    assert gate.residual is not None
+    residuals = [layout.conform(gate.residual, order) for order in ("nchw", "channel_major")]
+    residuals.append(torch.cat([gate.residual] * 2, 1)[:, 16:])  # a slice of channels
+    serving = [algorithm for algorithm in registry.ALGORITHMS.values() if algorithm.supports(problem, H100) is None]
+    assert len(serving) >= 2
+    for algorithm in serving:
+        for config in algorithm.configs(problem, H100)[:2]:
+            packed = algorithm.pack(gate.weight, problem, config)
+            for residual in residuals:
+                run = partial(algorithm.launch, problem, config, bank=packed, bias=gate.bias, residual=residual)
+                verdict = gate.check(run)
+                assert verdict.ok, (config, residual.stride(), verdict)
+
+
+def test_vectors_end_where_rows_do() -> None:
+    """Only behind the rounded rows of channel-major memory is there room for the rest of a vector."""
+    storage = torch.zeros(4 * 64)
+    whole, tight = (storage.as_strided((2, 3, 5, 5), (25, stride, 5, 1)) for stride in (64, 56))
+    assert row_arguments("x", whole, 8)["XV"] == 8
+    assert row_arguments("x", tight, 8)["XV"] == 2  # of 50 elements
+    assert row_arguments("x", tight[:, :1], 8)["XV"] == 2
 
 
 @pytest.fixture

@@ -154,6 +154,19 @@ def test_offsets_beyond_two_to_the_31(algorithm, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("algorithm", ["toeplitz", "direct"])
+def test_images_beyond_two_to_the_31(algorithm, device):
+    """A stride that 32 bits hold, times an image that makes it more than that."""
+    far = 2**30 + 7
+    storage = torch.empty(2 * far + 8 * 7, dtype=torch.float16, device=device)
+    x = storage.as_strided((3, 1, 8, 7), (far, 56, 7, 1))
+    x.copy_(draw(x.shape, x.dtype, device, 0))
+    weight = draw((1, 1, 5, 5), x.dtype, device, 1)
+    out = lk_triton.depthwise_conv2d(x, weight, algorithm=algorithm)
+    assert_accurate(out, x.contiguous(), weight, padding=(2, 2))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_empty_batch(algorithm, device):
     x, weight, bias = inputs((0, 4, 8, 8, 5, 5), torch.float16, device)

@@ -72,6 +72,24 @@ def test_other_tensors_of_the_same_form() -> None:
     assert Compiled.calls[-1][1][0] is first[0]
 
 
+def test_each_device_has_its_own() -> None:
+    """A kernel is loaded on one device."""
+    built = []
+
+    def launch(index: int) -> None:
+        x = torch.zeros(4)
+
+        def first() -> KernelLaunch:
+            built.append(index)
+            return KernelLaunch(Kernel(), (1,), dict.fromkeys(Kernel.arg_names, x), 4, 3)
+
+        relaunch.launch_again("a", "problem", "config", (x,), first, torch.device("cuda", index))
+
+    for index in (0, 1, 0):
+        launch(index)
+    assert built == [0, 1]
+
+
 def test_descriptors_follow_their_tensors() -> None:
     algorithm = PointwiseAlgorithm()
     problem = DenseProblem(

@@ -13,7 +13,7 @@ from numerics import assert_accurate
 from lk_triton import device, layout
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import vector_width
-from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
+from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm, _groups
 from lk_triton.algorithms.toeplitz_work import ToeplitzConfig, bank_bytes, dot_of, issued_macs, shared_bytes, window_of, work
 from lk_triton.problem import ConvProblem, Epilogue
 from lk_triton.tuning.plan import plan
@@ -54,6 +54,21 @@ def test_useful_share_of_the_layers_of_31b(size, kernel, arch, recorded):
     run(one, chosen.config)
     assert recorded.macs == issued_macs(one, chosen.config)
     assert one.nominal_macs / recorded.macs >= SHARE[kernel]
+
+
+@pytest.mark.parametrize("images", [64, 32, 24, 8], ids=lambda n: f"{n} images")
+def test_every_way_that_images_fill_blocks_of_tiles(images: int) -> None:
+    """Batches that are a multiple of a block's tiles, of which a block holds several row groups, and others: by value."""
+    p = problem(images, 1, 6, 8, 5, 5)
+    found = {}
+    for config in TOEPLITZ.configs(replace(p, n=64), device.TABLE["h100"]):
+        if config.rows < p.h:
+            found.setdefault((config.tiles, config.swap), config)
+    ways = {(min(_groups(images, tiles), 2), images > tiles) for tiles, _ in found}  # 2: several groups a block
+    several, whole, any_of = (2, False), (1, True), (0, False)
+    assert ways >= {64: {whole, (1, False), several}, 32: {whole, several}, 24: {any_of}, 8: {several}}[images]
+    for config in found.values():
+        run(p, config)
 
 
 def random_problem(rng: random.Random) -> ConvProblem:

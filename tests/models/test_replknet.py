@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lk_triton.models import RepLKNet, create_model, list_models, randomize_
-from lk_triton.models.blocks import DropPath
+from lk_triton.models.blocks import ConvFFN, DropPath
+from lk_triton.problem import DenseProblem, FfnProblem
+from lk_triton.recorder import Recorder
 
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "large_kernel_sizes": (31, 29, 27, 13)}
 FORMS = ("training", "merged", "fused")
@@ -119,6 +121,20 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
     assert torch.equal(y[:, 0], y[:, 1])
     assert y.mean().item() == pytest.approx(1, abs=0.03)
     assert torch.equal(DropPath(0.25).eval()(x), x)
+
+
+@torch.no_grad()
+def test_a_fused_ffn_keeps_its_drop_path_in_training() -> None:
+    """One kernel for both layers has no room for it. In 16 bits, which that kernel serves; meta stands for a GPU."""
+    ffn = ConvFFN(128, 512, drop_path=0.5, fused=True, device="meta", dtype=torch.float16)
+    dropped = []
+    ffn.drop_path.register_forward_hook(lambda *_: dropped.append(1))
+    x = torch.empty(2, 128, 7, 7, device="meta", dtype=torch.float16)
+    for training in (False, True):
+        with Recorder() as recorder:
+            ffn.train(training)(x)
+        kinds = {type(problem) for problem in recorder.problems}
+        assert (kinds, len(dropped)) == (({DenseProblem}, 1) if training else ({FfnProblem}, 0))
 
 
 def test_drop_path_acts_in_training_only() -> None:

@@ -32,6 +32,13 @@ CPU = torch.device("cpu")
 TINY = ConvProblem(1, 1, 5, 8, 3, 3, padding=(1, 1), epilogue=Epilogue(True, "relu", True))
 
 
+def test_one_slow_round_does_not_change_the_figure() -> None:
+    candidate = tuner.Candidate("torch", registry.get("torch").configs(TINY, devices.CPU)[0], 1.0, "dram")
+    trial = tuner.Trial(candidate, timing.Timing((10.0, 10.0, 10.0, 10.0, 10.0, 11.0, 500.0)))
+    assert trial.microseconds == 10.0
+    assert tuner._entry(TINY, trial).microseconds == 10.0
+
+
 @dataclass(frozen=True)
 class FakeConfig:
     """Takes ``us`` by the clock; ``fault`` spoils it."""
