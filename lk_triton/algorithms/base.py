@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -49,12 +49,23 @@ class Estimate(NamedTuple):
 class Algorithm(Protocol):
     """One way to compute a problem. Nothing outside its host file knows its tile sizes.
 
-    ``problems`` are the kinds that it is meant for; it refuses others.
+    ``problems`` are the kinds that it is meant for; it refuses others. ``versions`` tells, by kernel form, how often what a
+    config runs has changed: measurements carry the version of their form, and are stale at another one. It is raised when the
+    form's kernel, its launch or its packing changes, and for nothing else.
     """
 
     name: str
+    versions: ClassVar[dict[str, int]]
     config_type: type[Any]
     problems: tuple[type[Any], ...]
+
+    def form(self, config: Config) -> str:
+        """The kernel form that ``config`` runs: a key of ``versions``, unlike those of other algorithms."""
+        ...
+
+    def version(self, config: Config) -> int:
+        """Of the kernel form that ``config`` runs."""
+        ...
 
     def supports(self, problem: Any, device: Device) -> str | None:
         """None where the algorithm can serve, else the reason why not (also the text of the user's error)."""
@@ -117,10 +128,24 @@ class KernelLaunch:
             return self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **options)
 
 
-class TritonAlgorithm:
-    """Shared launch path: dense planes in, one kernel, the problem's layout out. For depthwise problems."""
+class Versioned:
+    """Of one kernel form, called as the algorithm is."""
 
     name = ""
+    versions: ClassVar[dict[str, int]]
+
+    def form(self, config: Any) -> str:
+        """The only one."""
+        return self.name
+
+    def version(self, config: Any) -> int:
+        """That of the form."""
+        return self.versions[self.form(config)]
+
+
+class TritonAlgorithm(Versioned):
+    """Shared launch path: dense planes in, one kernel, the problem's layout out. For depthwise problems."""
+
     config_type: type[Any]
     problems: tuple[type[Any], ...] = (ConvProblem,)
 

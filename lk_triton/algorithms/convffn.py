@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -45,6 +45,7 @@ class ConvffnAlgorithm(DenseAlgorithm):
     """ConvFFNs of 64, 128 or 256 channels in 16-bit types; reads the weights as they are."""
 
     name = "convffn"
+    versions: ClassVar = {"convffn": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = ConvffnConfig
     problems = (FfnProblem,)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -47,6 +47,7 @@ class ConvstemAlgorithm(DenseAlgorithm):
     """Stems of up to 256 channels in 16-bit types; reads the weights as they are."""
 
     name = "convstem"
+    versions: ClassVar = {"convstem": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = ConvstemConfig
     problems = (StemProblem,)
 

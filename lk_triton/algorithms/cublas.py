@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class CublasAlgorithm(DenseAlgorithm):
     """1x1 convolutions whose pixels are rows: channel-major memory, or any planes image by image."""
 
     name = "cublas"
+    versions: ClassVar = {"cublas": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = CublasConfig
 
     def supports(self, problem: DenseProblem, device: Device) -> str | None:

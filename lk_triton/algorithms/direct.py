@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +48,12 @@ class DirectAlgorithm(TritonAlgorithm):
     """Small kernels, any stride, dilation and channel multiplier, and true IEEE float32."""
 
     name = "direct"
+    versions: ClassVar = {"direct": 1, "direct_channels_last": 1}  # raised when the kernel, its launch or its packing changes
     config_type = DirectConfig
+
+    def form(self, config: DirectConfig) -> str:
+        """Of lanes along the rows, or along the channels."""
+        return "direct_channels_last" if config.channels else "direct"
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None, or why not."""
@@ -143,25 +149,37 @@ class DirectAlgorithm(TritonAlgorithm):
         residual: Tensor | None,
         out: Tensor,
     ) -> KernelLaunch:
-        """One program per (channel, block of lanes); or as ``channels_last_launch`` says."""
-        if config.channels:
-            return channels_last_launch(problem, config, x, bank, bias, residual, out)
-        from ..kernels.direct import direct_kernel
+        """Of planes, or of channels_last images as they are."""
+        launch = channels_last_launch if config.channels else _planes_launch
+        return launch(problem, config, x, bank, bias, residual, out)
 
-        planes = plane_arguments(problem, x, residual, out)
-        per_channel = blocks(problem, config)
-        loaded = vectors(problem, planes["XV"])
-        args = planes | {
-            "weight": bank, "bias": bias, "HAS_BIAS": bias is not None,
-            "lanes": ceil(problem.ow / OUTPUTS_PER_LANE), "row_groups": ceil(problem.oh / config.rows), "blocks": per_channel,
-            "multiplier": problem.multiplier, "pad_h": problem.padding[0], "KH": problem.kh, "KW": problem.kw,
-            "PAD_W": problem.padding[1], "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1],
-            "DILATION_H": problem.dilation[0], "DILATION_W": problem.dilation[1],
-            "UNROLL": problem.kh if config.rows > 1 else 0, "BLOCK": config.block, "ROWS": config.rows,
-            "FIRST_VECTOR": loaded[0], "VECTORS": loaded[-1] - loaded[0] + 1,
-            "NEEDED": sum(1 << v - loaded[0] for v in loaded),
-        }  # fmt: skip
-        return KernelLaunch(direct_kernel, (problem.out_shape[1] * per_channel,), args, config.num_warps, config.num_stages)
+
+def _planes_launch(
+    problem: ConvProblem,
+    config: DirectConfig,
+    x: Tensor,
+    bank: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+) -> KernelLaunch:
+    """One program per (channel, block of lanes); all images have dense planes."""
+    from ..kernels.direct import direct_kernel
+
+    planes = plane_arguments(problem, x, residual, out)
+    per_channel = blocks(problem, config)
+    loaded = vectors(problem, planes["XV"])
+    args = planes | {
+        "weight": bank, "bias": bias, "HAS_BIAS": bias is not None,
+        "lanes": ceil(problem.ow / OUTPUTS_PER_LANE), "row_groups": ceil(problem.oh / config.rows), "blocks": per_channel,
+        "multiplier": problem.multiplier, "pad_h": problem.padding[0], "KH": problem.kh, "KW": problem.kw,
+        "PAD_W": problem.padding[1], "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1],
+        "DILATION_H": problem.dilation[0], "DILATION_W": problem.dilation[1],
+        "UNROLL": problem.kh if config.rows > 1 else 0, "BLOCK": config.block, "ROWS": config.rows,
+        "FIRST_VECTOR": loaded[0], "VECTORS": loaded[-1] - loaded[0] + 1,
+        "NEEDED": sum(1 << v - loaded[0] for v in loaded),
+    }  # fmt: skip
+    return KernelLaunch(direct_kernel, (problem.out_shape[1] * per_channel,), args, config.num_warps, config.num_stages)
 
 
 def _rows(problem: ConvProblem) -> list[int]:

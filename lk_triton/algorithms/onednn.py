@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import layout
 from ..device import Device
 from ..problem import Convolution, ConvProblem, DenseProblem
-from .base import Estimate
+from .base import Estimate, Versioned
 
 ATTRIBUTES = {None: "none", "relu": "relu", "gelu": "gelu", "silu": "swish"}
 """oneDNN's names of the activations; its ``gelu`` is the exact one unless told otherwise."""
@@ -37,10 +37,11 @@ class OnednnConfig:
     """No choices."""
 
 
-class OnednnAlgorithm:
+class OnednnAlgorithm(Versioned):
     """Convolutions on a CPU."""
 
     name = "onednn"
+    versions: ClassVar = {"onednn": 1}  # raised when its launch or its packing changes
     config_type: type[Any] = OnednnConfig
     problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem)
 

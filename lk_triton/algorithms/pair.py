@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from .. import device as devices
 from ..device import Device
 from ..problem import Chain, Convolution, FfnProblem, StemProblem
 from . import registry
-from .base import Estimate, Weights, in_turn
+from .base import Estimate, Versioned, Weights, in_turn
 from .direct import DirectAlgorithm
 
 
@@ -21,7 +21,7 @@ class PairConfig:
     """No choices: each layer has a plan."""
 
 
-class PairAlgorithm:
+class PairAlgorithm(Versioned):
     """Any ConvFFN. A measured figure of it is that of the plans that its layers had then: tune these first.
 
     Args:
@@ -30,6 +30,7 @@ class PairAlgorithm:
     """
 
     name = "pair"
+    versions: ClassVar = {"pair": 1}  # raised when its launch changes
     config_type: type[Any] = PairConfig
     problems: tuple[type[Any], ...] = (FfnProblem,)
     meant_for = "ConvFFNs"
@@ -90,5 +91,6 @@ class TripleAlgorithm(PairAlgorithm):
     """Any stem, as ``PairAlgorithm`` any ConvFFN."""
 
     name = "triple"
+    versions: ClassVar = {"triple": 1}
     problems: tuple[type[Any], ...] = (StemProblem,)
     meant_for = "stems"

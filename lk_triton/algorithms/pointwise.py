@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from itertools import product
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -68,6 +68,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
     """1x1 convolutions of any sizes."""
 
     name = "pointwise"
+    versions: ClassVar = {"pointwise": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = PointwiseConfig
 
     def supports(self, problem: DenseProblem, device: Device) -> str | None:

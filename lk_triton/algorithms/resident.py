@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from itertools import product
 from math import ceil
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -56,6 +57,7 @@ class ResidentAlgorithm(TritonAlgorithm):
     """Stride 1, any odd kernel whose matrix fits in shared memory, half types, on Hopper; for batches of dozens of images."""
 
     name = "resident"
+    versions: ClassVar = {"resident": 1}  # raised when the kernel, its launch or its packing changes
     config_type = ResidentConfig
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:

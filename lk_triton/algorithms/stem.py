@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -41,6 +41,7 @@ class StemAlgorithm(DenseAlgorithm):
     """Dense convolutions of at most 256 taps (input channels times kernel), any stride and padding."""
 
     name = "stem"
+    versions: ClassVar = {"stem": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = StemConfig
 
     def supports(self, problem: DenseProblem, device: Device) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -69,6 +70,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     """Stride 1, any odd kernel, on GPUs with usable MMA (sm_80 and newer, or ROCm)."""
 
     name = "toeplitz"
+    versions: ClassVar = {"toeplitz": 1}  # raised when the kernel, its launch or its packing changes
     config_type = ToeplitzConfig
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import layout
 from ..device import Device
 from ..problem import Chain, Convolution, ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
-from .base import MMA_SHARE, Estimate, Weights, activation_bytes, in_turn, roofline
+from .base import MMA_SHARE, Estimate, Versioned, Weights, activation_bytes, in_turn, roofline
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,11 @@ class TorchConfig:
     """No choices."""
 
 
-class TorchAlgorithm:
+class TorchAlgorithm(Versioned):
     """``F.conv2d`` and the epilogue as separate torch operations."""
 
     name = "torch"
+    versions: ClassVar = {"torch": 1}  # raised when its launch changes
     config_type: type[Any] = TorchConfig
     problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem, FfnProblem, StemProblem)
 

@@ -1,19 +1,15 @@
 """One measured plan, as data and as JSON.
 
 An entry names everything that its figure depends on: the problem field by field, the algorithm and config, the versions,
-and a hash of the sources that were measured. An entry whose hash is another is stale: its figure is of another kernel.
+and the version of the kernel form that was measured. An entry of another version is stale: its figure is of another kernel.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +18,21 @@ from ..algorithms import registry
 from ..algorithms.base import Config
 from ..problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 
-PACKAGE = Path(__file__).parents[1]
-HOSTS, KERNELS = PACKAGE / "algorithms", PACKAGE / "kernels"
-
-_IMPORT = re.compile(r"^ *from \.+(?:kernels\.)?(\w*) import ([\w, ]+)?", re.MULTILINE)
+LAST_HASHES = {
+    "toeplitz": "8cf25b278cceda65", "resident": "6cb1060d6c02a437", "direct": "db46fb1084b39604",
+    "pointwise": "d76818abc0743223", "cublas": "ed0b1baa971928b0", "stem": "188cd04ec3769d9a",
+    "convffn": "b9b606ab16abb0cb", "convstem": "7bc445153f2b7e8e", "pair": "be54895e50f9b79c",
+    "triple": "f7d1d88eb3111ded", "onednn": "ffab238ba65bb3fb", "torch": "703e687c50f39c43",
+}  # fmt: skip
+"""What version 1 of every algorithm was called while entries held a hash over its sources (``source_hash``) instead."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What was measured for ``problem``: the median in microseconds over ``rounds``, and slowest over fastest round."""
+    """What was measured for ``problem``: the median in microseconds over ``rounds``, and slowest over fastest round.
+
+    ``versions`` are those of the software, ``version`` is that of the kernel ``form`` that ``config`` runs.
+    """
 
     problem: Problem
     algorithm: str
@@ -39,7 +41,8 @@ class Entry:
     rounds: int
     spread: float
     versions: dict[str, str | None]
-    source_hash: str
+    form: str
+    version: int
 
 
 def to_json(entry: Entry) -> dict[str, Any]:
@@ -54,10 +57,13 @@ def from_json(data: Any) -> Entry:
         ValueError: this is no entry of this version of the library.
     """
     try:
-        values = {**_fields(Entry, data)}
+        values = {**_fields(Entry, _with_version(data))}
         values["problem"] = problem_from_json(values["problem"])
-        values["config"] = _build(registry.get(values["algorithm"]).config_type, values["config"])
+        algorithm = registry.get(values["algorithm"])
+        values["config"] = _build(algorithm.config_type, values["config"])
         entry = Entry(**values)
+        if entry.form != algorithm.form(entry.config):
+            raise ValueError(f"the config is of the kernel form {algorithm.form(entry.config)!r}, not of {entry.form!r}")
         if not entry.microseconds > 0:
             raise ValueError(f"microseconds must be above 0, got {entry.microseconds!r}")
     except (TypeError, AttributeError) as error:
@@ -90,39 +96,34 @@ def problem_from_json(data: Any) -> Problem:
 
 
 def stale(data: dict[str, Any]) -> bool:
-    """Whether the entry's sources are not those of this installation. Asked before ``from_json``: old configs differ.
+    """Whether the entry is of another version of its kernel form. Asked before ``from_json``: old configs differ.
 
     Raises:
         ValueError: the entry names no algorithm of this version.
     """
     try:
-        return data["source_hash"] != source_hash(data["algorithm"])
-    except (KeyError, TypeError) as error:
+        data = _with_version(data)
+        return data["version"] != registry.get(data["algorithm"]).versions.get(data["form"])
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry: {error!r}") from None
 
 
-@lru_cache
-def source_hash(algorithm: str) -> str:
-    """Hash of all that decides what a config of ``algorithm`` runs: its host files, and the host files and kernels that these
-    import."""
-    host = Path(inspect.getfile(type(registry.get(algorithm))))
-    digest = hashlib.sha256(algorithm.encode())  # two may share a file
-    for file in (*_imported(set(host.parent.glob(f"{host.stem}*.py"))), PACKAGE / "layout.py"):
-        # read as text: a checkout may have changed the line ends
-        digest.update(f"{file.name}\0{file.read_text(encoding='utf-8')}\0".encode())
-    return digest.hexdigest()[:16]
+def _with_version(data: dict[str, Any]) -> dict[str, Any]:
+    """An entry from the time of ``LAST_HASHES`` as one of version 1, or of 0 where its hash is another; others as they are."""
+    if "source_hash" not in data:
+        return data
+    name, channels = data["algorithm"], data["config"].get("channels")
+    form = "direct_channels_last" if name == "direct" and channels else name
+    kept = {key: value for key, value in data.items() if key != "source_hash"}
+    return {**kept, "form": form, "version": int(data["source_hash"] == LAST_HASHES.get(name))}
 
 
-def _imported(files: set[Path]) -> list[Path]:
-    """``files``, and all host files and kernels that they import, directly or not."""
-    found: set[Path] = set()
-    while files:
-        found |= files
-        modules = [m for file in files for m in _IMPORT.findall(file.read_text(encoding="utf-8"))]
-        names = {name for module, members in modules for name in (module or members).split(", ")}
-        beside = {folder / f"{name}.py" for folder in (HOSTS, KERNELS) for name in names}
-        files = {file for file in beside - found if file.exists()}
-    return sorted(found, key=lambda file: (file.name, file.parent == KERNELS))
+def of_measured(problem: Problem, name: str, config: Config, **figures: Any) -> Entry:
+    """The entry of what was measured here, with the versions of this installation."""
+    algorithm = registry.get(name)
+    return Entry(
+        problem, name, config, **figures, versions=versions(), form=algorithm.form(config), version=algorithm.version(config)
+    )
 
 
 @lru_cache

@@ -26,7 +26,7 @@ from ..log import logger
 from ..problem import Chain, Problem
 from . import cache, timing
 from .accuracy import Gate, draw
-from .entry import Entry, source_hash, versions
+from .entry import Entry, of_measured
 from .plan import Plan, at_least_one_image, plan, refusal
 from .timing import Call, Timer, Timing
 
@@ -299,17 +299,15 @@ def _conclude(problem: Problem, device: Device, trials: list[Trial], save: bool)
 
 
 def _entry(problem: Problem, trial: Trial) -> Entry:
-    algorithm, timing = trial.candidate.algorithm, trial.timing
+    timing = trial.timing
     assert timing is not None
-    return Entry(
-        problem=problem,
-        algorithm=algorithm,
-        config=trial.candidate.config,
+    return of_measured(
+        problem,
+        trial.candidate.algorithm,
+        trial.candidate.config,
         microseconds=_five_digits(timing.quantile(0.5)),
         rounds=len(timing.rounds),
         spread=_five_digits(timing.spread),
-        versions=versions(),
-        source_hash=source_hash(algorithm),
     )
 
 

@@ -19,6 +19,7 @@ from lk_triton.tuning.entry import Entry
 
 H100 = devices.for_arch("sm_90")
 LAYER = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15), epilogue=Epilogue(True, "relu"))
+LAST = ConvProblem(64, 96, 28, 28, 7, 7, padding=(3, 3), layout="channels_last", epilogue=Epilogue(True, "relu"))
 DENSE = DenseProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major", epilogue=Epilogue(True, "gelu"))
 STEM = StemProblem(64, 3, 224, 224, 128, out_layout="channel_major")
 FFN = FfnProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
@@ -27,7 +28,7 @@ SMALL = ConvProblem(1, 2, 6, 6, 5, 5, padding=(2, 2))
 
 def entry_of(problem: Problem = LAYER, algorithm: str = "toeplitz", index: int = 0, us: float = 100.0) -> Entry:
     config = registry.get(algorithm).configs(problem, H100)[index]
-    return Entry(problem, algorithm, config, us, 7, 1.02, entry.versions(), entry.source_hash(algorithm))
+    return entry.of_measured(problem, algorithm, config, microseconds=us, rounds=7, spread=1.02)
 
 
 def edit(file: Path, *changes: object) -> None:

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import DENSE, FFN, H100, LAYER, SMALL, STEM, edit, entry_of, pretend_ranks
+from fakes import DENSE, FFN, H100, LAST, LAYER, SMALL, STEM, edit, entry_of, pretend_ranks
 
 from lk_triton.algorithms import registry
 from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, Problem
 from lk_triton.tuning import cache, entry
+from lk_triton.tuning.plan import plan
 
 SHIPPED = cache.TABLES
 """As it is, before the tests' folder takes its place."""
@@ -54,35 +55,49 @@ def test_entries_survive_json(algorithm: str) -> None:
         assert read.config in registry.get(algorithm).configs(problem, H100)
 
 
-def test_the_hash_is_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = {name: entry.source_hash(name) for name in registry.ALGORITHMS}
-    assert len(set(hashes.values())) == len(hashes)
-    for file in entry.KERNELS.glob("*.py"):
-        (tmp_path / file.name).write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
-    monkeypatch.setattr(entry, "KERNELS", tmp_path)
-    fresh = entry.source_hash.__wrapped__
-    assert fresh("direct") == hashes["direct"]  # line ends do not count
-    (tmp_path / "epilogue.py").write_text("# other\n")
-    assert fresh("direct") != hashes["direct"]
-    (tmp_path / "epilogue.py").write_bytes((entry.PACKAGE / "kernels" / "epilogue.py").read_bytes())
-    (tmp_path / "toeplitz.py").write_text("# other\n")
-    assert fresh("toeplitz") != hashes["toeplitz"]
-    assert fresh("direct") == hashes["direct"], "measurements of one kernel outlive changes of another"
+@pytest.mark.parametrize("name", list(registry.ALGORITHMS))
+def test_every_form_has_a_version_of_its_own(name: str) -> None:
+    algorithm = registry.get(name)
+    forms = [form for a in registry.ALGORITHMS.values() for form in a.versions]
+    assert len(set(forms)) == len(forms)
+    configs = [c for p in (LAYER, LAST, DENSE, FFN, STEM) if name in registry.meant_for(p) for c in algorithm.configs(p, H100)]
+    assert {algorithm.form(c) for c in configs} == set(algorithm.versions)
+    assert {algorithm.version(c) for c in configs} == set(algorithm.versions.values())
 
 
-def test_the_hash_covers_host_files_and_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    plain = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda file, **options: read.append(file.name) or plain(file, **options))
-    entry.source_hash.__wrapped__("toeplitz")
-    assert {"toeplitz.py", "toeplitz_work.py", "base.py", "layout.py", "epilogue.py"} <= set(read)
-    assert not {"torch_.py", "resident.py", "stem.py"} & set(read)
-    of_toeplitz = set(read)
-    entry.source_hash.__wrapped__("resident")
-    assert {"resident.py", "resident_work.py"} <= set(read) - of_toeplitz
-    read.clear()
-    entry.source_hash.__wrapped__("resident")
-    assert of_toeplitz <= set(read), "it packs and counts as toeplitz does"
+def test_a_raised_version_makes_its_form_stale_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        form: entry.to_json(entry.of_measured(p, name, config, microseconds=1.0, rounds=7, spread=1.0))
+        for p in (LAYER, LAST, DENSE, FFN, STEM)
+        for name, algorithm in registry.meant_for(p).items()
+        for config in algorithm.configs(p, H100)
+        if (form := algorithm.form(config))
+    }
+    assert not any(map(entry.stale, found.values()))
+    for algorithm in registry.ALGORITHMS.values():
+        for form, version in algorithm.versions.items():
+            monkeypatch.setitem(algorithm.versions, form, version + 1)
+            assert [name for name, data in found.items() if entry.stale(data)] == [form]
+            monkeypatch.undo()
+
+
+def test_entries_with_source_hashes_are_read(folder: Path) -> None:
+    """A file as the version before wrote it: the hash of each algorithm's last sources is version 1, any other is stale."""
+    folder.mkdir()
+    file = folder / "h100.json"
+    file.write_bytes((Path(__file__).parent / "h100_with_hashes.json").read_bytes())
+    chosen = plan(LAYER, H100)
+    assert (chosen.algorithm, chosen.source) == ("toeplitz", "user cache")
+    assert chosen.config == registry.get("toeplitz").configs(LAYER, H100)[-1]
+    (table,) = cache.user_tables().values()
+    assert table is not None
+    assert table.stale == 1
+    assert [(e.form, e.version) for group in table.entries.values() for e in group] == [
+        ("toeplitz", 1), ("direct_channels_last", 1),
+    ]  # fmt: skip
+    before = json.loads(file.read_text())["entries"]
+    cache.record(H100, [entry_of(SMALL)])
+    assert json.loads(file.read_text())["entries"][:-1] == before, "they are kept as they are"
 
 
 # Files
@@ -169,7 +184,7 @@ def test_foreign_entries_are_skipped_with_one_warning_and_kept(folder: Path, cap
 def test_entries_of_other_kernels_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     file = cache.record(H100, [entry_of()])
     assert file is not None
-    edit(file, {"source_hash": "0" * 16, "config": {"of": "another version"}, "microseconds": 1.0})
+    edit(file, {"version": 0, "config": {"of": "another version"}, "microseconds": 1.0})
     with caplog.at_level(logging.INFO, "lk_triton"):
         assert cache.user_entries(LAYER, H100) == (entry_of(),)
     assert [r.levelname for r in caplog.records] == ["INFO"]

@@ -9,9 +9,9 @@ import pytest
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
-from lk_triton.tuning import entry
+from lk_triton.tuning import cache, entry
 
-FILES = sorted((entry.PACKAGE / "tuning" / "tables").glob("*.json"))
+FILES = sorted(cache.TABLES.glob("*.json"))
 
 
 def test_a_measured_device_has_a_table() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -53,6 +53,7 @@ class FakeAlgorithm(TritonAlgorithm):
     """Computes by torch, and moves the clock."""
 
     name = "fake"
+    versions: ClassVar = {"fake": 1}
     config_type = FakeConfig
 
     def __init__(self, clock: Clock, *configs: FakeConfig) -> None:

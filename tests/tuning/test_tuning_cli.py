@@ -154,7 +154,7 @@ def test_the_cache_command(capsys: pytest.CaptureFixture[str], folder: Path) -> 
     assert "nothing was measured yet" in capsys.readouterr().out
     file = cache.record(H100, [entry_of(us=123.4), entry_of(SMALL, "direct")])
     assert file is not None
-    edit(file, {"source_hash": ""})
+    edit(file, {"version": 0})
     (folder / "other.json").write_text("{")
     assert main(["cache", "list"]) == 0
     text = capsys.readouterr().out
