@@ -1,7 +1,8 @@
 """Where tests run, and which may be skipped.
 
 Without a GPU the Triton kernels run in Triton's interpreter; ``pytest -m gpu`` on a GPU machine compiles them instead.
-``--forbid-skips`` (or LK_TRITON_FORBID_SKIPS=1) makes a skip or an expected failure of any test not marked ``gpu`` an error.
+``--forbid-skips`` (or LK_TRITON_FORBID_SKIPS=1) makes a skip or an expected failure of any test not marked ``gpu`` an error:
+see ``skips.py``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # What somebody has tuned on this machine must not decide what is tested; a test that tunes takes a folder of its own.
     os.environ["LK_TRITON_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"lk_triton-no-cache-{os.getpid()}")
     if config.getoption("--forbid-skips") and not hasattr(config, "workerinput"):
+        from skips import ForbidSkips
+
         config.pluginmanager.register(ForbidSkips(), "lk-triton-forbid-skips")
 
 
@@ -55,31 +58,6 @@ def _missing_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "no CUDA or ROCm GPU"
-
-
-class ForbidSkips:
-    """Turns skips and expected failures outside ``gpu`` into a failing session."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if (report.skipped or hasattr(report, "wasxfail")) and "gpu" not in report.keywords:
-            self.found.append(report.nodeid)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.skipped:
-            self.found.append(report.nodeid)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.found and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self.found:
-            terminalreporter.section("skips and expected failures that are not allowed here", red=True)
-            terminalreporter.write_line("\n".join(self.found))
 
 
 @pytest.fixture
