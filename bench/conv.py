@@ -170,12 +170,13 @@ def run(options: argparse.Namespace) -> int:
     if options.list:
         print("\n".join(f"{name:28}{problem}" for name, problem in chosen.items()))
         return 0
+    if options.out is not None:
+        report.start(options.out)
     failed, measured = False, []
     for name, problem in chosen.items():
         problem = tiny(problem) if options.tiny else problem
         rows = measure(name, problem, device, providers, options.rounds or defaults.rounds)
-        if options.out is not None:
-            report.append(options.out, rows)
+        failed |= not report.kept(options.out, rows)
         print(f"{title(name, problem, rows)}\n{report.table(rows, COLUMNS)}", flush=True)
         failed |= any(row.get("gate") == "failed" for row in rows) or not any("p50_us" in row for row in rows)
         measured += rows

@@ -147,6 +147,8 @@ def run(options: argparse.Namespace) -> int:
     """Write or check."""
     if not options.page.exists():
         raise usage.UsageError(f"no {options.page}: run it in a source tree, or pass --page")
+    if not options.check:
+        usage.check_out(options.page, [".md"])
     text = options.page.read_text()
     new = rewrite(text, block(), BEGIN, END)
     if options.check:

@@ -158,7 +158,10 @@ def run(options: argparse.Namespace) -> int:
         tuned = [file for file in options.files if file.suffix == ".jsonl"]
         comparisons, skipped = compare_all(report.read([file for file in options.files if file not in tuned]))
         for file in tuned:
-            found, left_out = compare_tuned(file.read_text().splitlines())
+            try:
+                found, left_out = compare_tuned(file.read_text(encoding="utf-8").splitlines())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise usage.UsageError(f"{file} is not what lk-triton tune --json prints") from None
             comparisons, skipped = comparisons + found, dict(Counter(skipped) + Counter(left_out))
     except OSError as error:
         raise usage.UsageError(f"{error.filename}: {error.strerror}") from None

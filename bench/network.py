@@ -259,7 +259,7 @@ def run(options: argparse.Namespace) -> int:
     if not forms and not options.peers:
         raise usage.UsageError(f"nothing to measure; forms: {', '.join(FORMS)} ({', '.join(GPU_ONLY)} need a GPU)")
     if options.out is not None:
-        report.append(options.out, [])  # refuses a file of other columns before anything is measured
+        report.start(options.out)
     failed = False
     for name in options.model:
         for size in [32] if options.tiny else options.size or [SIZES.get(name, 224)]:
@@ -292,8 +292,7 @@ def _run_case(
     with at_its_best():
         for rows in measure(case, randomize_(model).eval(), forms, peers):
             if rows:
-                if options.out is not None:
-                    report.append(options.out, rows)
+                failed |= not report.kept(options.out, rows)
                 print(f"{report.table(rows, COLUMNS)}\n", flush=True)
                 failed |= any(row.get("gate") == "failed" for row in rows)
     free(device)

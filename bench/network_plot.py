@@ -37,8 +37,8 @@ def is_network(row: Row) -> bool:
 
 def accuracy(row: Row) -> float | None:
     """The published top-1 of a row's network at its size, where there is one."""
-    name, size = row["kernel_name"].removesuffix(f"-{row['h']}"), int(row["h"])
-    return top1().get((name, size))
+    name, size = row["kernel_name"].removesuffix(f"-{row['h']}"), row["h"]
+    return top1().get((name, int(size))) if size.isdecimal() else None
 
 
 def scatter(rows: Sequence[Row]) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from lk_triton.models.analysis.report import Picture, Report, Section, Table
@@ -80,6 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page."""
+    if find_spec("jinja2") is None:
+        raise usage.UsageError("jinja2 is not installed: pip install 'lk-triton[analysis]'")
+    usage.check_out(options.out, [".html", ".htm"])
     try:
         rows = report.read(options.files)
         page(rows).write(options.out)

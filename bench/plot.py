@@ -30,8 +30,15 @@ Row = Mapping[str, str]
 
 
 def problem_of(row: Row) -> ConvProblem:
-    """The problem of a row, of stride 1 and "same" padding as all cases are."""
-    n, c, h, w, kh, kw = (int(row[field]) for field in ("n", "c", "h", "w", "kh", "kw"))
+    """The problem of a row, of stride 1 and "same" padding as all cases are.
+
+    Raises:
+        UsageError: the row does not say which.
+    """
+    sizes = [row[field] for field in ("n", "c", "h", "w", "kh", "kw")]
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes) or row["dtype"] not in usage.DTYPES.values():
+        raise usage.UsageError(f"the row of {row['kernel_name']}, {row['provider']} lacks its sizes or its dtype")
+    n, c, h, w, kh, kw = map(int, sizes)
     return ConvProblem(n, c, h, w, kh, kw, padding=(kh // 2, kw // 2), dtype=row["dtype"])
 
 
@@ -171,6 +178,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the picture."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise usage.UsageError("matplotlib is not installed: pip install 'lk-triton[plot]'") from None
+    usage.check_out(options.out, [f".{name}" for name in FigureCanvasBase.get_supported_filetypes()])
     try:
         rows = report.read(options.files)
     except OSError as error:

@@ -112,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
     """Write or check."""
     if not options.readme.exists():
         raise usage.UsageError(f"no {options.readme}: run it in a source tree, or pass --readme")
+    if not options.check:
+        usage.check_out(options.readme, [".md"])
     text = options.readme.read_text()
     wanted = rewrite(text, block(report.read(sorted(options.results.glob("*.csv")))))
     if options.check:

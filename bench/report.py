@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ import lk_triton
 from lk_triton.device import interpreted
 from lk_triton.tuning.timing import Timing
 
-from .usage import UsageError
+from .usage import UsageError, check_out
 
 FIELDS = (
     "kernel_name", "provider", "n", "c", "h", "w", "kh", "kw", "dtype", "layout",
@@ -41,6 +43,12 @@ NOTE_WIDTH = 60
 
 WORDS = ("kernel_name", "provider", "peer", "gate", "note", "device", "dtype", "algorithm", "limiter", "worst_case")
 """Columns that stand to the left."""
+
+TEXT = (
+    "kernel_name", "provider", "dtype", "layout", "floor_limiter", "peer", "gate", "note", "device", "torch_version",
+    "triton_version", "lk_triton_version", "commit", "config", "problem", "timestamp", "error", "torch_error",
+)  # fmt: skip
+"""Columns that need be no finite numbers."""
 
 Row = dict[str, object]
 
@@ -95,6 +103,19 @@ def short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+def start(file: Path) -> None:
+    """See to it that rows can be appended to ``file``, before anything is measured; a new file has its header then.
+
+    Raises:
+        UsageError: it cannot be written, is not called .csv, or has other columns: another version wrote it.
+    """
+    check_out(file, [".csv"])
+    try:
+        append(file, [])
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from None
+
+
 def append(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Append rows; writes the header into a new file. The file is complete after every call.
 
@@ -103,26 +124,69 @@ def append(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """
     new = not file.exists() or file.stat().st_size == 0
     if not new:
-        with file.open(newline="") as stream:
-            header = next(csv.reader(stream))
+        with file.open(newline="", encoding="utf-8", errors="replace") as stream:
+            header = stream.readline().rstrip("\r\n").split(",")
         if tuple(header) != FIELDS:
             differing = ", ".join(sorted(set(header) ^ set(FIELDS))) or "only their order"
             raise UsageError(f"{file} has other columns than this version writes ({differing}): name another file")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", newline="") as stream:
+    with file.open("a", newline="", encoding="utf-8") as stream:
         writer: csv.DictWriter[str] = csv.DictWriter(stream, FIELDS)
         if new:
             writer.writeheader()
         writer.writerows(rows)
 
 
+def kept(file: Path | None, rows: Sequence[Mapping[str, object]]) -> bool:
+    """``append``, where there is a file; False, said on stderr, where that fails: the caller can still print the rows."""
+    try:
+        if file is not None:
+            append(file, rows)
+    except (OSError, UsageError) as error:
+        print(f"error: these rows are not in {file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return False
+    return True
+
+
 def read(files: Iterable[Path]) -> list[dict[str, str]]:
-    """All rows of some files, in order; columns that an older file does not have are empty."""
+    """All rows of some files, in order; columns that an older file does not have are empty.
+
+    Raises:
+        UsageError: a file is no CSV of ours: it has no such columns, or holds something else than numbers in them.
+    """
     rows: list[dict[str, str]] = []
     for file in files:
-        with file.open(newline="") as stream:
-            rows += (dict.fromkeys(FIELDS, "") | row for row in csv.DictReader(stream))
+        with file.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, restval="")
+            try:
+                found = list(reader)
+            except (UnicodeDecodeError, csv.Error):
+                raise UsageError(f"{file} is no CSV file of bench conv or bench network") from None
+        if not {"kernel_name", "p50_us"} <= set(reader.fieldnames or FIELDS):
+            raise UsageError(f"{file} is no CSV file of bench conv or bench network: it lacks their columns")
+        for number, row in enumerate(found, 1):
+            reason = _why_wrong(row)
+            if reason is not None:
+                raise UsageError(f"{file}, row {number}: {reason}")
+            rows.append(dict.fromkeys(FIELDS, "") | row)
     return rows
+
+
+def _why_wrong(row: Mapping[str | None, str]) -> str | None:
+    """What in a row no version of ours would have written, or None."""
+    if None in row:
+        return "it has more cells than the file has columns"
+    for column in set(FIELDS).difference(TEXT) & row.keys():
+        if row[column] and not _is_number(row[column]):
+            return f"{column} is {row[column]!r}, expected a number"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def latest(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import torch
+
+from lk_triton import program
+from lk_triton.files import why_not_written
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -43,6 +47,17 @@ def place(name: str | None) -> torch.device:
     return device
 
 
+def check_out(file: Path, suffixes: Collection[str]) -> None:
+    """Before the work that ends in ``file``.
+
+    Raises:
+        UsageError: it cannot be written, or its name ends in none of ``suffixes``.
+    """
+    reason = why_not_written(file, suffixes)
+    if reason is not None:
+        raise UsageError(reason)
+
+
 def main(
     name: str,
     add_arguments: Callable[[argparse.ArgumentParser], None],
@@ -52,7 +67,11 @@ def main(
     """One benchmark as a program of its own; returns its exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m lk_triton.bench.{name}")
     add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except UsageError as error:
-        parser.error(str(error))
+
+    def work() -> int:
+        try:
+            return run(parser.parse_args(argv))
+        except UsageError as error:
+            parser.error(str(error))
+
+    return program.run(parser.prog, work)

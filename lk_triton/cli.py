@@ -1,6 +1,7 @@
 """The ``lk-triton`` command: arguments in, exit code out. What the subcommands do lies in ``commands/``.
 
-Exit codes: 0 done; 1 done, but an image could not be read or a check failed; 2 wrong usage, or no such device.
+Exit codes: 0 done; 1 done, but an image could not be read, a check failed or something could not be written; 2 wrong usage, or
+no such device; 130 after Ctrl-C; 141 where nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, program
 from .commands import CommandError
 from .problem import ACTIVATIONS
 
@@ -275,14 +276,16 @@ def _dtype(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit code."""
-    arguments = build_parser().parse_args(argv)
-    try:
-        return arguments.command(arguments)
-    except CommandError as error:
-        print(f"lk-triton: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+
+    def work() -> int:
+        arguments = build_parser().parse_args(argv)
+        try:
+            return arguments.command(arguments)
+        except CommandError as error:
+            print(f"lk-triton: error: {error}", file=sys.stderr)
+            return 2
+
+    return program.run("lk-triton", work)
 
 
 if __name__ == "__main__":

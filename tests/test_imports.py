@@ -12,13 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    ("log", "problem", "device", "layout", "reparam"),
+    ("log", "files", "problem", "device", "layout", "reparam"),
     ("kernels", "algorithms"),
     ("tuning",),
     ("library", "library_dense", "library_ffn", "library_stem", "recorder", "checks"),
     ("functional", "bank"),
     ("nn",),
-    ("graph", "rewrite", "inspector", "disassembly"),
+    ("graph", "rewrite", "inspector", "disassembly", "program"),
     ("models",),
     ("bench",),
     ("commands", "cli", "__main__"),

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lk_triton"
+COMMAND = "lk_triton_command.py"
 
 
 def pip_wheel(source: Path, out: Path) -> zipfile.ZipFile:
@@ -47,8 +48,9 @@ def test_wheel_and_sdist(tmp_path: Path) -> None:
     names = direct.namelist()
     assert sorted(names) == sorted(indirect.namelist())
     assert len(names) == len(set(names))
-    assert {n.split("/")[0] for n in names} == {"lk_triton", next(n for n in names if ".dist-info/" in n).split("/")[0]}
-    assert {n for n in names if n.endswith(".py")} == expected(".py")
+    information = next(n for n in names if ".dist-info/" in n).split("/")[0]
+    assert {n.split("/")[0] for n in names} == {"lk_triton", COMMAND, information}
+    assert {n for n in names if n.endswith(".py")} == expected(".py") | {COMMAND}
     assert expected(".json", ".html", ".c") <= set(names)
     assert "lk_triton/py.typed" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
