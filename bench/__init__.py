@@ -6,6 +6,6 @@ lk-triton bench plot conv.csv --out conv.png  a roofline of what was measured
 lk-triton bench model-error conv.csv          the cost model against what was measured
 lk-triton bench goals                         docs/tuning.md's tables of estimates, from the cost model
 lk-triton bench report *.csv --out page.html  all of it as one HTML page
-lk-triton bench readme                        README's table, from results/
+lk-triton bench adopt OUT                     a visit's files into tables, results/, README and docs/
 bench/gpu_check.sh OUT                        all of it and the GPU tests, within a short visit to a GPU
 """

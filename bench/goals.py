@@ -20,10 +20,10 @@ from lk_triton.problem import ConvProblem
 from . import usage
 from .cases import CONVNEXT, STAGES, TABLE1_KERNELS, TABLE1_MAPS, cases, layer
 from .floor import compulsory_bytes
-from .readme import rewrite
+from .pages import markers, rewrite
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- bench goals: begin -->", "<!-- bench goals: end -->"
+BEGIN, END = markers("goals")
 
 MICROSECONDS = {
     "31b-224-stage1-n64": 180,
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.check:
         usage.check_out(options.page, [".md"])
     text = options.page.read_text()
-    new = rewrite(text, block(), BEGIN, END)
+    new = rewrite(text, "goals", block())
     if options.check:
         if text != new:
             print(f"{options.page} is out of date: lk-triton bench goals")

@@ -121,7 +121,7 @@ def record(device: Device, found: Sequence[Entry]) -> Path | None:
     try:
         with _locked(file.parent):
             kept = [r for r in _old_entries(file, device.name) if not (isinstance(r, dict) and r.get("problem") in problems)]
-            _replace(file, _text(device, kept + added))
+            _replace(file, text(device.name, device.arch, kept + added))
         written = file
     except OSError as error:
         logger.warning("cannot save what was measured in %s (%s); set %s to a directory to write to", file, error, VARIABLE)
@@ -158,7 +158,7 @@ def _table(file: Path) -> Table | None:
 
 def _read(file: Path) -> Table | None:
     try:
-        raw = _parse(file)
+        raw = parse(file)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -181,7 +181,7 @@ def _read(file: Path) -> Table | None:
     return Table(raw["device"], raw["arch"], _by_problem(found), stale)
 
 
-def _parse(file: Path, device: str | None = None) -> dict[str, Any]:
+def parse(file: Path, device: str | None = None) -> dict[str, Any]:
     """The file's JSON object.
 
     Raises:
@@ -200,7 +200,7 @@ def _parse(file: Path, device: str | None = None) -> dict[str, Any]:
 
 def _is_table(file: Path) -> bool:
     try:
-        _parse(file)
+        parse(file)
     except (OSError, ValueError):
         return False
     return True
@@ -210,7 +210,7 @@ def _old_entries(file: Path, device: str) -> list[Any]:
     """The entries of the table to add to, also those that this version cannot read. A file that is no table of ``device``
     is renamed, so that writing loses nothing."""
     try:
-        return _parse(file, device)["entries"]
+        return parse(file, device)["entries"]
     except FileNotFoundError:
         return []
     except ValueError as error:
@@ -222,9 +222,9 @@ def _old_entries(file: Path, device: str) -> list[Any]:
         return []
 
 
-def _text(device: Device, found: Sequence[Any]) -> str:
-    """The file: each field of an entry on a line of its own, so that eyes and diffs can read it."""
-    header = {MARK: FORMAT, "device": device.name, "arch": device.arch}
+def text(device: str, arch: str, found: Sequence[Any]) -> str:
+    """A table as the text of its file: each field of an entry on a line of its own, so that eyes and diffs can read it."""
+    header = {MARK: FORMAT, "device": device, "arch": arch}
     blocks = []
     for raw in found:
         fields = raw.items() if isinstance(raw, dict) else ()
