@@ -58,7 +58,7 @@ the loads' latency. 16-bit types only."""
 
 STEP_LATENCY = 800e-9
 """Seconds from a load's issue to its product, nothing else in flight. Fitted to 1x1 convolutions of one image on an H100
-(bench/results/h100_configs.jsonl): with 2, 3 and 4 stages a step takes 0.87, 0.38 and 0.28 us."""
+(bench/results/h100-2026-11/configs.jsonl): with 2, 3 and 4 stages a step takes 0.87, 0.38 and 0.28 us."""
 
 MAX_REGISTERS = 256
 """As ``registers`` counts; kernels above it spill (offline compilation for sm_80 and sm_90)."""
