@@ -111,6 +111,8 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     parser.description = "The measured plans on disk. LK_TRITON_CACHE_DIR moves them."
     parser.add_argument("action", choices=("path", "list", "clear"), help="where they lie; what there is; delete them")
+    parser.add_argument("--device", metavar="NAME", help="with clear: only what was measured on it; cache list has its name")
+    parser.add_argument("--yes", action="store_true", help="with clear: do delete; without it the files are only named")
     parser.set_defaults(command=_cache)
 
 

@@ -13,7 +13,12 @@ from . import CommandError
 
 def cache(arguments: argparse.Namespace) -> int:
     """Print or clear; returns the exit code."""
-    {"path": _path, "list": _list, "clear": _clear}[arguments.action]()
+    if arguments.action != "clear" and (arguments.device is not None or arguments.yes):
+        raise CommandError("--device and --yes go with cache clear")
+    if arguments.action == "clear":
+        _clear(arguments.device, arguments.yes)
+    else:
+        {"path": _path, "list": _list}[arguments.action]()
     return 0
 
 
@@ -39,12 +44,18 @@ def _list() -> None:
         print(f"nothing was measured yet: {tables.directory()} holds no tables")
 
 
-def _clear() -> None:
+def _clear(device: str | None, yes: bool) -> None:
+    """Delete what ``tables.tables_of(device)`` names, once somebody has said yes to it."""
     try:
-        removed = tables.clear()
+        found = tables.tables_of(device)
+        if not found:
+            of = "" if device is None else f" of {device!r}: cache list names the devices"
+            print(f"nothing to delete in {tables.directory()}{of}")
+        elif not yes:
+            listed = "".join(f"\n  {file}" for file in found)
+            raise CommandError(f"this would delete what was measured, perhaps for hours: pass --yes to do it{listed}")
+        else:
+            for file in tables.clear(device):
+                print(f"deleted {file}")
     except OSError as error:
         raise CommandError(f"cannot clear {tables.directory()}: {error}") from None
-    for file in removed:
-        print(f"deleted {file}")
-    if not removed:
-        print(f"nothing to delete in {tables.directory()}")

@@ -12,7 +12,10 @@ import contextlib
 import json
 import os
 import re
+import stat
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +33,15 @@ VARIABLE = "LK_TRITON_CACHE_DIR"
 MARK = "lk_triton_tuning"
 FORMAT = 1
 TABLES = Path(__file__).parent / "tables"
+
+LARGEST = 64 << 20
+"""Bytes of a table; a larger file is none."""
+
+LOCK_SECONDS = 10.0
+"""How long a writer waits for another, who may have been stopped."""
+
+LEFT_BEHIND = 3600.0
+"""Seconds after which the temporary file of a writer who was killed is removed."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +77,26 @@ def distributed() -> bool:
 
 
 def directory() -> Path:
-    """Where the user's tables lie: LK_TRITON_CACHE_DIR, or ``lk_triton`` in the XDG cache directory."""
+    """Where the user's tables lie: LK_TRITON_CACHE_DIR, or ``lk_triton`` in the XDG cache directory, or ``fallback()``.
+
+    A ``~`` that names no home stays as it is, as in a shell.
+    """
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser().absolute()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    if not base.is_absolute():  # no home, or a relative path, which the XDG specification has us ignore
-        base = Path(tempfile.gettempdir(), f"cache-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
-    return base / "lk_triton"
+        return Path(os.path.expanduser(named)).absolute()
+    for base in (os.environ.get("XDG_CACHE_HOME"), "~/.cache"):
+        if base and os.path.isabs(expanded := os.path.expanduser(base)):  # the XDG specification has us ignore other paths
+            return Path(expanded, "lk_triton")
+    return fallback()
+
+
+def fallback() -> Path:
+    """Of a user who has no home: a directory in the temporary one, for this user alone."""
+    try:
+        base = tempfile.gettempdir()
+    except FileNotFoundError:  # nothing can be written anywhere
+        base = "/tmp"
+    return Path(base, f"lk_triton-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
 
 
 def file_name(device: str) -> str:
@@ -123,7 +147,7 @@ def record(device: Device, found: Sequence[Entry]) -> Path | None:
             kept = [r for r in _old_entries(file, device.name) if not (isinstance(r, dict) and r.get("problem") in problems)]
             _replace(file, text(device.name, device.arch, kept + added))
         written = file
-    except OSError as error:
+    except (OSError, RecursionError) as error:
         logger.warning("cannot save what was measured in %s (%s); set %s to a directory to write to", file, error, VARIABLE)
         written = None
     table = _table(file) or Table(device.name, device.arch, {})
@@ -132,12 +156,29 @@ def record(device: Device, found: Sequence[Entry]) -> Path | None:
     return written
 
 
-def clear() -> list[Path]:
-    """Delete the user's tables; files in the directory that are none stay. Returns what was deleted."""
+def tables_of(device: str | None = None) -> list[Path]:
+    """The user's tables, or those of the device of that name; files in the directory that are no tables are none of them.
+
+    Raises:
+        OSError: the directory is not to be trusted.
+    """
+    folder = directory()
+    if not folder.is_dir():
+        return []
+    _distrust(folder)
+    return [file for file in sorted(folder.glob("*.json")) if _is_table(file, device)]
+
+
+def clear(device: str | None = None) -> list[Path]:
+    """Delete ``tables_of(device)``; returns what was deleted.
+
+    Raises:
+        OSError: something cannot be deleted, or another process does not release the lock.
+    """
     if not directory().is_dir():
         return []
     with _locked(directory()):
-        removed = [file for file in sorted(directory().glob("*.json")) if _is_table(file)]
+        removed = tables_of(device)
         for file in removed:
             file.unlink()
     reload()
@@ -158,6 +199,7 @@ def _table(file: Path) -> Table | None:
 
 def _read(file: Path) -> Table | None:
     try:
+        _distrust(file.parent)
         raw = parse(file)
     except FileNotFoundError:
         return None
@@ -188,7 +230,10 @@ def parse(file: Path, device: str | None = None) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is no table, or not one of ``device``.
     """
-    raw = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        raw = json.loads(_content(file))
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
     if not isinstance(raw, dict) or raw.get(MARK) != FORMAT:
         raise ValueError(f'not a tuning table: expected an object with "{MARK}": {FORMAT}')
     if not isinstance(raw.get("entries"), list) or not all(isinstance(raw.get(key), str) for key in ("device", "arch")):
@@ -198,9 +243,38 @@ def parse(file: Path, device: str | None = None) -> dict[str, Any]:
     return raw
 
 
-def _is_table(file: Path) -> bool:
+def _content(file: Path) -> bytes:
+    """What a regular file holds; opening a pipe would wait for a writer, and some devices have no end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or larger than any table.
+    """
+    with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a regular file")
+        if found.st_size > LARGEST:
+            raise ValueError(f"it has {found.st_size} bytes, more than any tuning table")
+        return stream.read()
+
+
+def _distrust(folder: Path) -> None:
+    """Refuse ``fallback()`` where another user made it, or could write to it: everybody may make a directory of its name.
+
+    Raises:
+        PermissionError: that is so.
+    """
+    if folder != fallback() or not hasattr(os, "getuid"):
+        return
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is not this user's own directory: set {VARIABLE} to one that is")
+
+
+def _is_table(file: Path, device: str | None) -> bool:
     try:
-        parse(file)
+        parse(file, device)
     except (OSError, ValueError):
         return False
     return True
@@ -234,14 +308,16 @@ def text(device: str, arch: str, found: Sequence[Any]) -> str:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write to a temporary file, then rename: a reader sees the old file or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
+    """Write to a temporary file, then rename: a reader sees the old file or the new one, never a part, also after a power
+    cut. A symbolic link stays one."""
+    file = Path(os.path.realpath(file))
+    _sweep(file.parent)
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with temporary.open("x", encoding="utf-8") as stream:
             stream.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's is for the owner alone; the cache may be shared
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(temporary, file)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -249,19 +325,43 @@ def _replace(file: Path, text: str) -> None:
         raise
 
 
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of writers who were killed, by the names that ``_replace`` gives."""
+    for file in folder.glob(f"*.json.{'[0-9a-f]' * 32}.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > LEFT_BEHIND:
+                file.unlink()
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One process at a time reads, merges and writes. Without file locks (Windows, some network file systems) the rename
-    still keeps every file whole, but of two processes that write at once the last one wins."""
-    folder.mkdir(parents=True, exist_ok=True)
+    still keeps every file whole, but of two processes that write at once the last one wins.
+
+    Raises:
+        OSError: the folder cannot be made or written to, is not to be trusted, or another process has held the lock for
+            ``LOCK_SECONDS``.
+    """
+    folder.mkdir(mode=0o700 if folder == fallback() else 0o777, parents=True, exist_ok=True)
+    _distrust(folder)
     try:
         import fcntl
     except ImportError:
         yield
         return
-    with (folder / ".lock").open("a") as stream:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(folder / ".lock", flags, 0o666), "wb") as stream:
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError(f"another process has held {folder / '.lock'} for {LOCK_SECONDS:g} s") from None
+                time.sleep(0.05)
+            except OSError:  # no locks here
+                break
         yield
 
 

@@ -10,7 +10,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any
+from math import inf
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -61,12 +63,12 @@ def from_json(data: Any) -> Entry:
         values["problem"] = problem_from_json(values["problem"])
         algorithm = registry.get(values["algorithm"])
         values["config"] = _build(algorithm.config_type, values["config"])
-        entry = Entry(**values)
+        entry = _typed(Entry(**values))
         if entry.form != algorithm.form(entry.config):
             raise ValueError(f"the config is of the kernel form {algorithm.form(entry.config)!r}, not of {entry.form!r}")
-        if not entry.microseconds > 0:
+        if not 0 < entry.microseconds < inf:
             raise ValueError(f"microseconds must be above 0, got {entry.microseconds!r}")
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not an entry: {error}") from None
     return entry
 
@@ -140,7 +142,39 @@ def versions() -> dict[str, str | None]:
 
 def _build(kind: Callable[..., Any], data: Any) -> Any:
     values = _fields(kind, data)
-    return kind(**{name: _tuples(value) for name, value in values.items()})
+    return _typed(kind(**{name: _tuples(value) for name, value in values.items()}))
+
+
+def _typed(made: Any) -> Any:
+    """``made``, a dataclass; JSON's 4.0 is no 4, though it equals it, and a list or an object is no key.
+
+    Raises:
+        ValueError: a field is of another type than the class says.
+    """
+    for name, hint in _hints(type(made)).items():
+        value = getattr(made, name)
+        if not _is_a(value, hint):
+            raise ValueError(f"{name} of a {type(made).__name__} cannot be {value!r}")
+    return made
+
+
+_hints = lru_cache(get_type_hints)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is of the type that an annotation names; an integer does as a float, a bool not as an integer."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_is_a(value, argument) for argument in arguments)
+    if origin is tuple:
+        inner = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[1:] == (...,) else arguments
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_is_a, value, inner))
+    if origin is dict:
+        key, inner = arguments
+        return isinstance(value, dict) and all(_is_a(k, key) and _is_a(v, inner) for k, v in value.items())
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def _fields(kind: Any, data: Any) -> dict[str, Any]:

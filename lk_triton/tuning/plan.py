@@ -149,7 +149,7 @@ def _choose(problem: Problem, device: Device, names: list[str], bank_format: str
         if wanted and wanted[0] in legal:
             same = [pair for pair in legal if pair[0] == wanted[0][0]]
             if source != "nearest shipped entry" or estimate(wanted[0]) <= MUCH_SLOWER * min(map(estimate, same)):
-                return Plan(*wanted[0], source)
+                return Plan(*legal[legal.index(wanted[0])], source)
     return Plan(*min(legal, key=estimate), "cost model")
 
 

@@ -163,7 +163,22 @@ def test_the_cache_command(capsys: pytest.CaptureFixture[str], folder: Path) -> 
     assert "123.4" in text
     assert "1 of other kernels" in text
     assert f"{folder / 'other.json'}: cannot be used" in text
-    assert main(["cache", "clear"]) == 0
+    assert main(["cache", "clear", "--yes"]) == 0
     assert capsys.readouterr().out == f"deleted {file}\n"
     assert main(["cache", "clear"]) == 0
     assert "nothing to delete" in capsys.readouterr().out
+
+
+def test_clearing_asks_and_takes_one_device(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [cache.record(replace(H100, name=name), [entry_of()]) for name in ("h100", "another")]
+    assert main(["cache", "clear"]) == 2
+    captured = capsys.readouterr()
+    assert "pass --yes to do it" in captured.err
+    assert all(str(file) in captured.err and file.exists() for file in files if file)
+    assert main(["cache", "clear", "--yes", "--device", "a100"]) == 0
+    assert "nothing to delete" in capsys.readouterr().out
+    assert main(["cache", "clear", "--yes", "--device", "another"]) == 0
+    assert capsys.readouterr().out == f"deleted {files[1]}\n"
+    assert [file for file in files if file and file.exists()] == files[:1]
+    assert main(["cache", "list", "--yes"]) == 2
+    assert "--device and --yes go with cache clear" in capsys.readouterr().err
