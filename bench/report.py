@@ -79,7 +79,10 @@ def facts(device: torch.device) -> Row:
 
 
 def commit() -> str:
-    """The commit of this source tree, with ``+`` for uncommitted changes; LK_TRITON_COMMIT where there is no git."""
+    """LK_TRITON_COMMIT, else the commit of this source tree, with ``+`` for uncommitted changes."""
+    named = os.environ.get("LK_TRITON_COMMIT")
+    if named:
+        return named
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head, dirty = (
@@ -87,7 +90,7 @@ def commit() -> str:
             for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("LK_TRITON_COMMIT", "unknown")
+        return "unknown"
     return head + ("+" if dirty else "")
 
 

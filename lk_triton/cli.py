@@ -102,6 +102,8 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", type=_dtype, nargs="+", default=["float16"], metavar="T", help="default: fp16")
     parser.add_argument("--device", metavar="D", help="such as cuda:1; default: the current GPU")
     parser.add_argument("--top", type=_positive, default=12, metavar="K", help="candidates a problem; default: %(default)s")
+    parser.add_argument("--missing", action="store_true", help="leave out what is measured already")
+    parser.add_argument("--seconds", type=_positive, metavar="S", help="start no other problem after so many seconds")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates with their estimates; needs no GPU")
     parser.add_argument("--arch", metavar="A", help="with --dry-run: for this architecture or GPU, such as sm_90 or h200")
     parser.add_argument("--json", action="store_true", help="print JSON objects, one a line, as results come")

@@ -181,6 +181,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
+def rehearsal() -> bool:
+    """Whether LK_TRITON_REHEARSAL=1 says that figures are of a rehearsal, which mean nothing: they are marked as such."""
+    return os.environ.get("LK_TRITON_REHEARSAL") == "1"
+
+
 def for_arch(arch: str) -> Device:
     """Facts for an architecture that is not here, such as ``sm_90``, or for a device of the table, such as ``h200``.
 

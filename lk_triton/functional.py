@@ -15,7 +15,7 @@ from .algorithms import registry, torch_
 from .checks import check_dense, check_depthwise, check_ffn, check_stem
 from .problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from .recorder import problems_of
-from .tuning import tuner
+from .tuning import agenda, tuner
 from .tuning.plan import Plan, at_least_one_image, plan, refusal
 
 
@@ -365,6 +365,8 @@ def tune(
     rounds: int = tuner.ROUNDS,
     timer: tuner.TimerFactory | None = None,
     save: bool = True,
+    missing: bool = False,
+    seconds: float | None = None,
     progress: tuner.Progress | None = None,
 ) -> list[tuner.Result]:
     """Measure the candidates for every problem of ``target``, and save the fastest for this and later processes.
@@ -379,13 +381,18 @@ def tune(
         rounds: in each of which every candidate is timed once, at least five.
         timer: stands in for ``tuning.timing.timer``.
         save: write to the cache (docs/tuning.md); without it the results are only returned.
+        missing: leave out the problems that the cache holds a measurement of.
+        seconds: after so many no other problem is started; those that are left have no result.
         progress: called with (problems done, problems in all, result) after each problem.
 
     Returns:
         A ``Result`` for each distinct problem: its plan, the microseconds and the estimate, and what became of each candidate.
-        Candidates that are wrong by the accuracy gate, or do not compile or run, are rejected with the reason.
+        Of a model those come first that take most of its time by the estimates. Candidates that are wrong by the accuracy
+        gate, or do not compile or run, are rejected with the reason.
 
     Raises:
+        ContextLost: (``tuning.tuner``, a RuntimeError) a kernel ended the GPU's context, with an illegal access for instance.
+            What was measured before is saved; only a new process can measure the rest.
         RuntimeError: under CUDA-graph capture, in deterministic mode, without a GPU, in a distributed job whose ranks would
             not read what is saved; or the model is in training mode.
         TypeError: ``target`` is neither a model nor problems.
@@ -397,7 +404,7 @@ def tune(
     if isinstance(target, nn.Module):
         of_model = next((p.device for p in target.parameters()), place)
         place = of_model if device is None and of_model.type == "cuda" else place
-        problems = tuner.with_layers(problems_of(target, *examples))
+        problems = agenda.heaviest_first([problems_of(target, *examples)], devices.of(place))
     else:
         problems = list(target)
         if examples:
@@ -409,7 +416,11 @@ def tune(
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         problems = [replace(p, dtype=name, precision=p.precision if name == "float32" else None) for p in problems]
-    return tuner.tune_problems(problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, progress=progress)
+    if missing:
+        problems = agenda.missing(problems, devices.of(place))
+    return tuner.tune_problems(
+        problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, seconds=seconds, progress=progress
+    )
 
 
 __all__ = ["Explanation", "conv_ffn", "conv_stem", "dense_conv2d", "depthwise_conv2d", "explain",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from collections import Counter
 from dataclasses import asdict
 from itertools import product
 from typing import Any
@@ -16,12 +18,13 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from .. import context
 from .. import device as devices
 from ..functional import tune as tune_problems
 from ..models import create_model
 from ..problem import Problem
 from ..recorder import problems_of
-from ..tuning import cache, tuner
+from ..tuning import agenda, cache, tuner
 from ..tuning.entry import problem_to_json
 from . import CommandError, versions, words
 
@@ -35,11 +38,18 @@ def tune(arguments: argparse.Namespace) -> int:
         raise CommandError("--arch is for --dry-run: measuring takes the GPU itself (--device)")
     if arguments.arch is not None and arguments.device is not None:
         raise CommandError("--arch and --device both name what to estimate for: pass one of them")
+    if arguments.dry_run and (arguments.missing or arguments.seconds is not None):
+        raise CommandError("--missing and --seconds are for measuring: a dry run lists every problem")
     return _dry_run(arguments) if arguments.dry_run else _measure(arguments)
 
 
 def problems(model: str, batches: list[int], sizes: list[int], dtypes: list[str]) -> list[Problem]:
-    """The distinct problems of the fused network; it runs on the meta device, where nothing is computed.
+    """The distinct problems of the fused network, in the order of its layers."""
+    return tuner.with_layers(problem for counts in networks(model, batches, sizes, dtypes) for problem in counts)
+
+
+def networks(model: str, batches: list[int], sizes: list[int], dtypes: list[str]) -> list[Counter[Problem]]:
+    """How many layers pose each problem, of each dtype, size and batch; on the meta device, where nothing is computed.
 
     Raises:
         CommandError: there is no such model.
@@ -48,13 +58,14 @@ def problems(model: str, batches: list[int], sizes: list[int], dtypes: list[str]
         network = create_model(model, device="meta").eval().reparameterize()
     except ValueError as error:
         raise CommandError(str(error)) from None
-    found: list[Problem] = []
-    for dtype, size, batch in product(dtypes, sizes, batches):
-        found += problems_of(network.to(getattr(torch, dtype)), (batch, 3, size, size))
-    return tuner.with_layers(found)
+    return [
+        problems_of(network.to(getattr(torch, dtype)), (batch, 3, size, size))
+        for dtype, size, batch in product(dtypes, sizes, batches)
+    ]
 
 
 def _measure(arguments: argparse.Namespace) -> int:
+    start = time.monotonic()
     place = _place(arguments.device)
     reason = tuner.why_not(place)
     if reason is not None:
@@ -62,32 +73,45 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     device = devices.of(place)
     file = cache.directory() / cache.file_name(device.name)
-    asked = problems(arguments.model, arguments.batch, arguments.size, arguments.dtype)
+    posed = networks(arguments.model, arguments.batch, arguments.size, arguments.dtype)
+    asked = agenda.heaviest_first(posed, device)
+    wanted = agenda.missing(asked, device) if arguments.missing else asked
     if arguments.json:
         _print_line(_header(device, asked) | {"file": str(file)})
     results: list[tuner.Result] = []
     errors: dict[Problem, str] = {}
-    for number, problem in enumerate(asked, 1):
+    lost = False
+    for number, problem in enumerate(wanted, 1):
+        if lost or (arguments.seconds is not None and time.monotonic() - start >= arguments.seconds):
+            break
         try:
             (result,) = tune_problems([problem], device=place, top_k=arguments.top)
         except Exception as error:  # such as out of memory: what the other problems find must not be lost
             errors[problem] = said = f"{type(error).__name__}: {error}".splitlines()[0]
             line = {"type": "error", "problem": problem_to_json(problem), "error": said}
+            if isinstance(error, tuner.ContextLost):
+                lost = True
+                line |= {"lost": True, "algorithm": error.candidate and error.candidate.algorithm}
         else:
             results.append(result)
             us = result.microseconds
             said = "nothing measured" if us is None else f"{result.plan.algorithm}, {us:.1f} us"
             line = _json(result)
-        print(f"{number}/{len(asked)} {problem}: {said}", file=sys.stderr, flush=True)
+        print(f"{number}/{len(wanted)} {problem}: {said}", file=sys.stderr, flush=True)
         if arguments.json:
             _print_line(line)
     measured = sum(result.microseconds is not None for result in results)
     failed = len(errors) + sum(bool(result.trials) and result.microseconds is None for result in results)
+    left = len(wanted) - len(results) - len(errors)
     if arguments.json:
-        _print_line(_summary(asked, measured, failed))
+        _print_line(_summary(asked, measured, failed) | {"skipped": len(asked) - len(wanted), "left": left})
     else:
         print(_table(results, errors))
         print(f"\nsaved in {file}" if measured else "\nnothing to save")
+    if left:
+        print(f"{left} of {len(wanted)} problems left: the same command with --missing measures them", file=sys.stderr)
+    if lost:
+        context.abandon()
     return int(failed > 0)
 
 
@@ -100,7 +124,7 @@ def _summary(asked: list[Problem], measured: int, failed: int) -> dict[str, Any]
 
 
 def _print_line(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
+    print(json.dumps(line | ({"rehearsal": True} if devices.rehearsal() else {})), flush=True)
 
 
 def _place(name: str | None) -> torch.device:

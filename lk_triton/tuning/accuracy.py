@@ -5,10 +5,10 @@ The rule: the error against float64 is at most twice torch's error in the same d
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from torch.utils._pytree import tree_map_only
 from .. import layout
 from ..algorithms.base import Weights
 from ..algorithms.torch_ import activate, convolve
-from ..problem import Chain, Problem
+from ..problem import Chain, ConvProblem, Problem
 
 TF32_BITS = 13
 """Bits of a float32's significand that TF32 does not have."""
+
+PIECE = 1 << 24
+"""Elements that are in float64 at once, as far as images, and channels of depthwise layers, can be taken apart: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,25 @@ def judge(result: Tensor, torch_result: Tensor, exact: Tensor) -> Verdict:
         raise ValueError(
             f"wrong output: {tuple(result.shape)} {result.dtype}, expected {tuple(exact.shape)} {torch_result.dtype}"
         )
-    scale = exact.abs().max().clamp_min(1e-30)
-    error, torch_error = (((r.double() - exact).abs().max() / scale).item() for r in (result, torch_result))
+    found = [
+        torch.stack([(r.double() - e).abs().max() for r in (given, by_torch)] + [e.double().abs().max()])
+        for given, by_torch, e in pieces(result, torch_result, exact)
+    ]
+    error, torch_error, largest = torch.stack(found).amax(0).tolist()  # NaN where one is
+    error, torch_error = (each / max(largest, 1e-30) for each in (error, torch_error))
     return Verdict(error, torch_error, 2 * torch_error + torch.finfo(result.dtype).eps)
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, all cut alike, so that each piece has at most ``PIECE`` elements."""
+    first = tensors[0]
+    dim = next((d for d, size in enumerate(first.shape) if size > 1), None)
+    if first.numel() <= PIECE or dim is None:
+        yield tensors
+        return
+    parts = min(first.shape[dim], ceil(first.numel() / PIECE))
+    for cut in zip(*(tensor.chunk(parts, dim) for tensor in tensors), strict=True):
+        yield from pieces(*cut)
 
 
 class Inputs(NamedTuple):
@@ -100,6 +119,45 @@ def eager(problem: Problem, x: Tensor, weight: Weights, bias: Weights | None, re
     return y if residual is None else y + residual
 
 
+def exactly(problem: Problem, inputs: Inputs) -> Tensor:
+    """The problem in float64, as many images (and channels of a depthwise layer) at a time as a ``PIECE`` holds.
+
+    Returns:
+        The output in the next wider type: float32 for 16-bit problems, whose rounding is 2**13 times as coarse, else float64.
+    """
+    wide = torch.float64 if inputs.x.dtype in (torch.float32, torch.float64) else torch.float32
+    y = torch.empty(problem.out_shape, dtype=wide, device=inputs.x.device)
+    layers = problem.layers if isinstance(problem, Chain) else (problem,)
+    largest = max(prod(shape[1:]) for shape in (inputs.x.shape, *(layer.out_shape for layer in layers)))  # of one image
+    images = max(1, PIECE // largest)
+    for n in range(0, problem.n, images):
+        some = slice(n, n + images)
+        x, residual = inputs.x[some], None if inputs.residual is None else inputs.residual[some]
+        for into, piece in _by_channels(replace(problem, n=len(x)), Inputs(x, inputs.weight, inputs.bias, residual)):
+            y[some, into] = piece
+    return y
+
+
+def _by_channels(problem: Problem, inputs: Inputs) -> Iterator[tuple[slice, Tensor]]:
+    """(output channels, their values): of a depthwise layer a ``PIECE`` at a time, of others all at once."""
+    if not isinstance(problem, ConvProblem):
+        yield slice(None), eager(problem, *_doubled(*inputs))
+        return
+    x, weight, bias, residual = inputs
+    count = max(1, PIECE * problem.c // max(x.numel(), prod(problem.out_shape)))
+    for c in range(0, problem.c, count):
+        some = x[:, c : c + count]
+        out = slice(c * problem.multiplier, (c + count) * problem.multiplier)
+        part = replace(problem, c=some.shape[1])
+        own = (None if each is None else each[out] for each in (weight, bias))
+        yield out, eager(part, *_doubled(some, *own, None if residual is None else residual[:, out]))
+
+
+def _doubled(*tensors: Any) -> Any:
+    """The tensors in float64; None and tuples stay what they are."""
+    return tree_map_only(Tensor, Tensor.double, tensors)
+
+
 class Gate:
     """The references of one problem on one set of random inputs, computed once for all candidates."""
 
@@ -107,7 +165,7 @@ class Gate:
         self.x, self.weight, self.bias, self.residual = inputs = draw(problem, device, generator)
         # in NCHW torch's own kernels serve; cuDNN, which serves channels_last, may take TF32 and loosen the bound
         self._torch = eager(problem, self.x.contiguous(), *inputs[1:])
-        self._exact = eager(problem, *tree_map_only(Tensor, Tensor.double, tuple(inputs)))
+        self._exact = exactly(problem, inputs)
 
     def check(self, run: Callable[[Tensor], Tensor]) -> Verdict:
         """Judge ``run(x)``. The memory that its output is likely to get is filled with NaN first."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -73,10 +74,25 @@ class CpuTimer:
         return (time.perf_counter() - start) / self.calls
 
 
+class Pool:
+    """Memory that the graphs of several timers share, as much as the hungriest takes: nobody reads the outputs of a replay.
+
+    It holds the graphs, since torch gives up a pool whose last graph is gone.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+
+    @cached_property
+    def handle(self) -> Any:
+        """What ``torch.cuda.graph`` takes."""
+        return torch.cuda.graph_pool_handle()
+
+
 class GraphTimer:
     """``calls`` calls captured in one CUDA graph, after a warm-up on a side stream; a round is one replay."""
 
-    def __init__(self, call: Call, buffers: int, device: torch.device) -> None:
+    def __init__(self, call: Call, buffers: int, device: torch.device, pool: Pool) -> None:
         self.call = call  # keeps alive the tensors that it reads: the graph holds their addresses only
         self.stream = torch.cuda.Stream(device)
         self.stream.wait_stream(torch.cuda.current_stream(device))
@@ -90,10 +106,12 @@ class GraphTimer:
             end.synchronize()
             self.calls = calls_for(start.elapsed_time(end) / 1e3, buffers, "cuda")
             self.graph = torch.cuda.CUDAGraph()
-            self.kept: list[object] = [None] * buffers
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            kept: list[object] = [None] * buffers
+            with torch.cuda.graph(self.graph, pool=pool.handle, stream=self.stream):
                 for i in range(self.calls):
-                    self.kept[i % buffers] = call(i % buffers)
+                    kept[i % buffers] = call(i % buffers)
+            pool.graphs.append(self.graph)
+            kept.clear()  # the next timer's outputs take their place
             self.graph.replay()
             self.stream.synchronize()
 
@@ -134,9 +152,9 @@ class EventTimer:
         return start.elapsed_time(end) / 1e3 / self.calls
 
 
-def timer(call: Call, buffers: int, device: torch.device) -> Timer:
-    """The timer for ``device``; warms up (and thereby compiles) ``call``."""
-    return GraphTimer(call, buffers, device) if device.type == "cuda" else CpuTimer(call, buffers)
+def timer(call: Call, buffers: int, device: torch.device, pool: Pool | None = None) -> Timer:
+    """The timer for ``device``; warms up (and thereby compiles) ``call``. Timers that take turns share a ``pool``."""
+    return GraphTimer(call, buffers, device, pool or Pool()) if device.type == "cuda" else CpuTimer(call, buffers)
 
 
 def calls_for(seconds: float, buffers: int, device_type: str) -> int:

@@ -8,16 +8,19 @@ The cost model prunes every algorithm's configs to a few candidates. These are c
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .. import context
 from .. import device as devices
 from ..algorithms import registry
 from ..algorithms.base import Config, Weights
@@ -90,6 +93,15 @@ class Result:
         return tuple(trial for trial in self.trials if trial.rejected is not None)
 
 
+class ContextLost(RuntimeError):
+    """A candidate, the first that met the error where it is known, ended the GPU's context: this process measures no more."""
+
+    def __init__(self, problem: Problem, candidate: Candidate | None, reason: str) -> None:
+        who = f"{candidate.algorithm} {candidate.config}" if candidate else "a candidate"
+        super().__init__(f"the GPU was lost while {who} ran {problem}: {reason}; only a new process can measure the others")
+        self.candidate = candidate
+
+
 Progress = Callable[[int, int, Result], object]
 """Called after each problem: how many are done, how many there are, what was found."""
 
@@ -153,11 +165,15 @@ def tune_problems(
     rounds: int = ROUNDS,
     timer: TimerFactory | None = None,
     save: bool = True,
+    seconds: float | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Tune each distinct problem on ``place``; results are saved one by one, so that a crash loses one at most.
 
+    After ``seconds`` no other problem is started, and the results so far are returned.
+
     Raises:
+        ContextLost: a kernel ended the GPU's context, with an illegal access for instance.
         RuntimeError: under CUDA-graph capture, in deterministic mode, where there is no GPU, or where saving would be in vain.
     """
     reason = why_not(place)
@@ -170,10 +186,13 @@ def tune_problems(
         raise RuntimeError(reason)
     device = devices.of(place)
     distinct = list(dict.fromkeys(map(at_least_one_image, problems)))
-    results = []
+    results: list[Result] = []
+    start = time.monotonic()
     for number, problem in enumerate(distinct, 1):
+        if seconds is not None and time.monotonic() - start >= seconds:
+            break
         with torch.autocast(place.type, enabled=False):
-            trials = measure(problem, candidates(problem, device, top_k), place, rounds, timer or timing.timer)
+            trials = measure(problem, candidates(problem, device, top_k), place, rounds, timer)
         results.append(_conclude(problem, device, trials, save))
         if progress is not None:
             progress(number, len(distinct), results[-1])
@@ -181,13 +200,21 @@ def tune_problems(
 
 
 def measure(
-    problem: Problem, found: Sequence[Candidate], place: torch.device, rounds: int, timer: TimerFactory
+    problem: Problem, found: Sequence[Candidate], place: torch.device, rounds: int, timer: TimerFactory | None = None
 ) -> list[Trial]:
-    """Compile, check and time candidates. One that is wrong or fails is rejected with the reason; the others go on."""
+    """Compile, check and time candidates. One that is wrong or fails is rejected with the reason; the others go on.
+
+    Raises:
+        ContextLost: none of them can go on in this process.
+    """
     if not found:
         return []
+    timer = timer or partial(timing.timer, pool=timing.Pool())
     generator = torch.Generator(place).manual_seed(SEED)
-    gate = Gate(problem, place, generator)
+    try:
+        gate = Gate(problem, place, generator)
+    except Exception as error:  # out of memory: none can be checked, so none is timed
+        return [Trial(candidate, rejected=_rejection(problem, None, place, error)) for candidate in found]
     rejected: dict[Candidate, str] = {}
     runs = _first_runs(problem, found, gate, rejected)
     timers: dict[str, Timer] = {}
@@ -201,9 +228,13 @@ def measure(
                 rejected[candidate] = f"wrong: error {verdict.error:.2e}, allowed {verdict.allowed:.2e}"
                 logger.warning("%s on %s, %s: %s; please report it", problem, place, candidate, rejected[candidate])
         except Exception as error:
-            rejected[candidate] = _first_line(error)
+            rejected[candidate] = _rejection(problem, candidate, place, error)
     right = [candidate for candidate in runs if candidate not in rejected]
-    timings = dict(zip(right, timing.interleave(timers, rounds).values(), strict=True))
+    try:
+        timings = dict(zip(right, timing.interleave(timers, rounds).values(), strict=True))
+    except Exception as error:
+        _rejection(problem, None, place, error)
+        raise
     return [Trial(c, timings.get(c), rejected.get(c)) for c in found]
 
 
@@ -223,21 +254,31 @@ def _first_runs(
     its passes run (7 toeplitz kernels for sm_90 on 2 cores: 4.3 s with one thread, 2.2 s with two; Triton 3.8). The
     interpreter of TRITON_INTERPRET patches Triton itself while it runs, so there is one thread then.
     """
+    place = gate.x.device
+    if place.type == "cuda":  # the threads have a stream of their own, this one has drawn what they read
+        torch.cuda.current_stream(place).synchronize()
+    ends: list[ContextLost] = []
 
     @torch.inference_mode()  # of each thread by itself
     def first_run(candidate: Candidate) -> Weights | str:
         try:
             bank = registry.get(candidate.algorithm).pack(gate.weight, problem, candidate.config)
             launch(problem, candidate, gate.x, bank, gate.bias, gate.residual)
-            if gate.x.device.type == "cuda":
-                torch.cuda.current_stream(gate.x.device).synchronize()
+            if place.type == "cuda":
+                torch.cuda.current_stream(place).synchronize()
+            return bank
         except Exception as error:
-            return _first_line(error)
-        return bank
+            try:
+                return _rejection(problem, candidate, place, error)
+            except ContextLost as end:
+                ends.append(end)
+                return str(end)
 
     workers = 1 if devices.interpreted() else min(len(found), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         outcomes = dict(zip(found, pool.map(first_run, found), strict=True))
+    if ends:
+        raise ends[0]
     rejected |= {candidate: reason for candidate, reason in outcomes.items() if isinstance(reason, str)}
     return {candidate: bank for candidate, bank in outcomes.items() if candidate not in rejected}
 
@@ -316,5 +357,13 @@ def _five_digits(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _first_line(error: Exception) -> str:
+def _rejection(problem: Problem, candidate: Candidate | None, place: torch.device, error: Exception) -> str:
+    """Why a candidate that raised is rejected.
+
+    Raises:
+        ContextLost: the error ended the GPU's context.
+    """
+    reason = context.lost(place)
+    if reason is not None:
+        raise ContextLost(problem, candidate, reason) from error
     return f"{type(error).__name__}: {error}".splitlines()[0]

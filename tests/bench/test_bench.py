@@ -324,6 +324,16 @@ def test_conv_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [row["gate"] for row in read(tmp_path / "c.csv")] == ["ok", "failed"]
 
 
+def test_a_commit_that_is_named_wins_over_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the tree may lie in another repository."""
+    monkeypatch.setenv("LK_TRITON_COMMIT", "0123456789ab")
+    assert report.facts(CPU)["commit"] == "0123456789ab"
+    monkeypatch.setenv("LK_TRITON_COMMIT", "")
+    assert report.commit() != ""
+    monkeypatch.setenv("PATH", "")
+    assert report.commit() == "unknown"
+
+
 def test_appending_to_a_file_of_another_version(tmp_path: Path) -> None:
     file = tmp_path / "old.csv"
     file.write_text("kernel_name,provider\n")

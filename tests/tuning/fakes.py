@@ -14,7 +14,7 @@ import lk_triton
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from lk_triton.tuning import cache, entry
+from lk_triton.tuning import cache, entry, timing
 from lk_triton.tuning.entry import Entry
 
 H100 = devices.for_arch("sm_90")
@@ -51,7 +51,9 @@ class Clock:
         self.now = 0.0
         self.calls = 0
 
-    def timer(self, call: Callable[[int], object], buffers: int, device: torch.device) -> Clock.Timer:
+    def timer(
+        self, call: Callable[[int], object], buffers: int, device: torch.device, pool: timing.Pool | None = None
+    ) -> Clock.Timer:
         """Stands in for ``timing.timer``."""
         return Clock.Timer(self, call)
 

@@ -184,6 +184,56 @@ def test_results_are_saved_and_told_one_by_one(monkeypatch: pytest.MonkeyPatch, 
     assert cache.user_entries(second, devices.of(CPU))
 
 
+def test_missing_leaves_out_what_is_measured(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    install(monkeypatch, clock, FakeConfig(1, 1))
+    second = replace(TINY, h=6)
+    lk_triton.tune([TINY])
+    assert [r.problem for r in lk_triton.tune([TINY, second], missing=True)] == [second]
+    assert lk_triton.tune([TINY, second], missing=True) == []
+    assert len(lk_triton.tune([TINY, second])) == 2, "unless asked for"
+
+
+def test_no_problem_is_started_behind_the_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    install(monkeypatch, clock, FakeConfig(1, 1))
+    monkeypatch.setattr(tuner.time, "monotonic", lambda: clock.now)
+    asked = [replace(TINY, h=h) for h in (5, 6, 7)]
+
+    def an_hour(*_: object) -> None:
+        clock.now += 3600
+
+    assert [r.problem for r in lk_triton.tune(asked, seconds=5000, progress=an_hour)] == asked[:2]
+    assert lk_triton.tune(asked, seconds=0) == []
+    assert len(lk_triton.tune(asked, progress=an_hour)) == 3
+
+
+def test_a_lost_gpu_ends_tuning_and_names_who_lost_it(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """What was measured before is saved; no other problem is tried, and none of its candidates is blamed."""
+    install(monkeypatch, clock, FakeConfig(1, 1), FakeConfig(2, 2, fault="raises"))
+    second = replace(TINY, h=6)
+    lk_triton.tune([TINY])
+    monkeypatch.setattr(tuner.context, "lost", lambda place: "AcceleratorError: CUDA error: an illegal memory access")
+    seen: list[tuner.Result] = []
+    with pytest.raises(tuner.ContextLost, match=r"lost while fake FakeConfig.*illegal memory access.*new process") as raised:
+        lk_triton.tune([second, replace(TINY, n=2)], progress=lambda *result: seen.append(result[-1]))
+    assert raised.value.candidate is not None
+    assert raised.value.candidate.config.fault == "raises"
+    assert seen == []
+    assert cache.user_entries(TINY, devices.of(CPU))
+    assert not cache.user_entries(second, devices.of(CPU))
+
+
+def test_a_gate_that_does_not_fit_rejects_and_says_why(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    install(monkeypatch, clock, FakeConfig(1, 1))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 16 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(tuner, "Gate", full)
+    (result,) = lk_triton.tune([TINY])
+    assert (result.microseconds, result.plan.source) == (None, "cost model")
+    assert [t.rejected for t in result.trials] == ["OutOfMemoryError: Tried to allocate 16 GiB."]
+
+
 def test_what_no_triton_algorithm_serves() -> None:
     (result,) = lk_triton.tune([replace(TINY, dtype="float64")])
     assert (result.plan.algorithm, result.microseconds, result.trials) == ("torch", None, ())
@@ -269,9 +319,9 @@ def test_tf32_is_judged_on_values_that_tf32_holds() -> None:
 def test_tuning_a_model(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     install(monkeypatch, clock, FakeConfig(1, 1))
     results = lk_triton.tune(Net().eval(), (2, 4, 9, 7), dtype=torch.bfloat16)
-    assert [getattr(r.problem, "kh", None) for r in results] == [5, 1, 3]
     assert {r.problem.dtype for r in results} == {"bfloat16"}
-    assert [r.microseconds is None for r in results] == [False, True, False], "the fake algorithm is for depthwise layers"
+    measured = {getattr(r.problem, "kh", None): r.microseconds is not None for r in results}
+    assert measured == {5: True, 1: False, 3: True}, "the fake algorithm is for depthwise layers"
     assert all(plan(r.problem, devices.of(CPU)).source == "user cache" for r in results if r.microseconds is not None)
 
 

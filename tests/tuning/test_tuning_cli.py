@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import torch
 from fakes import H100, LAYER, SMALL, Clock, edit, entry_of
 
+from lk_triton import context
+from lk_triton import device as devices
 from lk_triton.algorithms import registry
 from lk_triton.cli import main
 from lk_triton.commands import tune
 from lk_triton.problem import ConvProblem
-from lk_triton.tuning import cache, timing, tuner
+from lk_triton.tuning import cache, entry, timing, tuner
 
 DRY = ("tune", "--dry-run", "--batch", "64", "--size", "224")
 TINY = replace(SMALL, c=1)
@@ -57,6 +60,8 @@ def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         (("--dry-run", "--arch", "sm_90", "--device", "cpu"), "pass one of them"),
         (("--dry-run", "--arch", "sm90"), "unknown architecture 'sm90'"),
         (("--dry-run", "--model", "replknet"), "replknet_31b"),
+        (("--dry-run", "--missing"), "--missing and --seconds are for measuring"),
+        (("--dry-run", "--seconds", "5"), "--missing and --seconds are for measuring"),
         (("--device", "gpu"), "device 'gpu' cannot be used"),
         (("--device", "cuda:63"), "device 'cuda:63' cannot be used"),
     ],
@@ -76,7 +81,7 @@ def test_wrong_arguments(arguments: tuple[str, ...]) -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     """A network that poses one problem which the interpreter can do, and launches that move the clock."""
-    monkeypatch.setattr(tune, "problems", lambda *_: [TINY])
+    monkeypatch.setattr(tune, "networks", lambda *_: [{TINY: 1}])
     monkeypatch.setattr(timing, "timer", clock.timer)
     direct = registry.get("direct")
     real = direct.launch
@@ -108,7 +113,7 @@ def test_measuring(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert header["file"] == str(folder / "interpreter.json")
     assert set(result) == {"type", "problem", "algorithm", "config", "microseconds", "estimate_us", "trials"}
     assert (result["type"], result["algorithm"], result["microseconds"]) == ("result", "direct", pytest.approx(2.5))
-    assert summary == {"type": "summary", "problems": 1, "measured": 1, "failed": 0}
+    assert summary == {"type": "summary", "problems": 1, "measured": 1, "failed": 0, "skipped": 0, "left": 0}
     assert {t["algorithm"] for t in result["trials"] if t["rejected"]} == {"toeplitz"}
 
 
@@ -124,7 +129,7 @@ def test_a_problem_that_fails_does_not_lose_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     """Every line is out before the next problem is measured, so that a run that is killed keeps what it found."""
-    monkeypatch.setattr(tune, "problems", lambda *_: [replace(TINY, n=64), TINY, replace(TINY, n=65)])
+    monkeypatch.setattr(tune, "networks", lambda *_: [{replace(TINY, n=64): 3, TINY: 2, replace(TINY, n=65): 1}])
     real, seen = tune.tune_problems, []
 
     def failing(asked: list[ConvProblem], **options: object) -> list[tuner.Result]:
@@ -139,12 +144,84 @@ def test_a_problem_that_fails_does_not_lose_the_others(
     error, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert (error["type"], error["problem"]["n"]) == ("error", 65)
     assert error["error"] == "OutOfMemoryError: Tried to allocate 2 GiB."
-    assert summary == {"type": "summary", "problems": 3, "measured": 1, "failed": 2}
+    assert summary == {"type": "summary", "problems": 3, "measured": 1, "failed": 2, "skipped": 0, "left": 0}
     assert main(["tune", "--top", "4"]) == 1
     out, err = capsys.readouterr()
     assert "float16: OutOfMemoryError: Tried to allocate 2 GiB." in out
     assert "3/3 (65, 1, 6, 6) 5x5 float16: OutOfMemoryError" in err
     assert f"saved in {folder / 'interpreter.json'}" in out
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_missing_goes_on_where_the_last_command_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    """The heaviest first; the time is of the whole command; what is left is told and measured by the next one."""
+    light, heavy, middle = TINY, replace(TINY, c=2), replace(TINY, n=2)
+    monkeypatch.setattr(tune, "networks", lambda *_: [{light: 1, middle: 3, heavy: 9}])
+    monkeypatch.setattr(tune.time, "monotonic", lambda: clock.now)
+    real = tune.tune_problems
+
+    def a_minute(asked: list[ConvProblem], **options: object) -> list[tuner.Result]:
+        clock.now += 60
+        return real(asked, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tune, "tune_problems", a_minute)
+
+    def command(*arguments: str) -> tuple[list[str], dict[str, int], str]:
+        assert main(["tune", "--top", "4", "--json", *arguments]) == 0
+        out, err = capsys.readouterr()
+        *lines, summary = map(json.loads, out.splitlines())
+        problems = [str(entry.problem_from_json(line["problem"])) for line in lines if line["type"] == "result"]
+        return problems, summary, err
+
+    problems, summary, err = command("--missing", "--seconds", "90")
+    assert problems == [str(heavy), str(middle)]
+    assert (summary["problems"], summary["measured"], summary["skipped"], summary["left"]) == (3, 2, 0, 1)
+    assert "1 of 3 problems left: the same command with --missing measures them" in err
+    problems, summary, err = command("--missing")
+    assert problems == [str(light)]
+    assert (summary["problems"], summary["measured"], summary["skipped"], summary["left"]) == (3, 1, 2, 0)
+    assert "left" not in err
+    assert command("--missing")[0] == []
+    assert len(command()[0]) == 3
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_a_lost_gpu_is_exit_code_75(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """The process ends without destructors; the next one, started with --missing, finds what was measured."""
+    wide = replace(TINY, c=2)
+    monkeypatch.setattr(tune, "networks", lambda *_: [{TINY: 9, wide: 1, replace(TINY, n=65): 1}])
+    monkeypatch.setattr(context, "lost", lambda place: "CUDA error: an illegal memory access" if lost else None)
+    real, lost = registry.get("direct").launch, []
+
+    def launch(problem: ConvProblem, *rest: object) -> object:
+        lost.extend([True] * (problem != TINY))
+        return registry.get("toeplitz").launch() if lost else real(problem, *rest)  # type: ignore[arg-type, call-arg]
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(registry.get("direct"), "launch", launch)
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(registry.get("toeplitz"), "configs", lambda *_: [])
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", "--top", "2", "--json"])
+    assert stopped.value.code == context.EXIT_CODE == 75
+    _, result, error, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (result["type"], error["type"], error["lost"], error["algorithm"]) == ("result", "error", True, "direct")
+    assert "ContextLost: the GPU was lost" in error["error"]
+    assert (summary["measured"], summary["failed"], summary["left"]) == (1, 1, 1)
+    cache.reload()
+    assert cache.user_entries(TINY, devices.of(torch.device("cpu")))
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_lines_of_a_rehearsal_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for value, marks in (("1", {True}), ("0", {None}), ("", {None})):
+        monkeypatch.setenv("LK_TRITON_REHEARSAL", value)
+        assert main(["tune", "--top", "2", "--json"]) == 0
+        assert {json.loads(line).get("rehearsal") for line in capsys.readouterr().out.splitlines()} == marks
 
 
 def test_the_cache_command(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
