@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    ("log", "files", "problem", "device", "layout", "reparam"),
+    ("log", "files", "problem", "device", "context", "layout", "reparam"),
     ("kernels", "algorithms"),
     ("tuning",),
     ("library", "library_dense", "library_ffn", "library_stem", "recorder", "checks"),
-    ("functional", "bank"),
+    ("functional", "bank", "fused_conv"),
     ("nn",),
     ("graph", "rewrite", "inspector", "disassembly", "program"),
     ("models",),
