@@ -51,7 +51,7 @@ def depthwise_conv2d(
         (N, C * multiplier, OH, OW) in the dtype and layout of x. Accumulation is in float32.
 
     ``toeplitz`` and ``resident`` multiply whole windows by zeros, so Inf and NaN in x spread up to a tile beyond the filter's
-    footprint; ``direct`` and ``torch`` have exact footprints.
+    footprint; the others have exact footprints.
 
     Raises:
         TypeError: unsupported or mixed dtypes (outside autocast).

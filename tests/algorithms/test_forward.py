@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from numerics import assert_accurate
+from serving import serving
 
 import lk_triton
 from lk_triton import layout
+from lk_triton.problem import ConvProblem
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-ALGORITHMS = ["toeplitz", "direct", "torch"]
+ALGORITHMS = serving(ConvProblem(2, 3, 14, 16, 13, 13, padding=(6, 6)))
 SHAPES = {
     "square": (2, 3, 14, 16, 13, 13),
     "one-image": (1, 2, 24, 56, 7, 7),

@@ -119,6 +119,19 @@ def test_banks_are_made_and_used(dtype: str, monkeypatch: pytest.MonkeyPatch) ->
             assert torch.equal(layer(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
+@torch.no_grad()
+def test_banks_with_gaps_in_weight_and_bias() -> None:
+    layers: list[Banked] = [DepthwiseConv2d(24, 5), PointwiseConv2d(24, 24)]
+    x = torch.randn(2, 24, 9, 9)
+    for layer in layers:
+        expected = layer.eval()(x)
+        for name, tensor in list(layer.named_parameters()):
+            setattr(layer, name, torch.nn.Parameter(torch.stack([tensor, torch.full_like(tensor, 1e6)], -1)[..., 0]))
+            assert not layer.get_parameter(name).is_contiguous()
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer.prepare(tuple(x.shape))(x), expected)
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
 def test_module_is_one_conv2d_on_every_path(activation: str | None) -> None:
     torch.manual_seed(0)

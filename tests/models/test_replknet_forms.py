@@ -46,6 +46,17 @@ def test_forms_compute_the_same(options: dict[str, Any]) -> None:
     assert relative(in_float64, reference) < 1e-13
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_nan_in_an_image_reaches_its_logits_in_every_form(dtype: torch.dtype, no_interpreter: None) -> None:
+    model, x = tiny().to(dtype), torch.randn(IMAGES, dtype=dtype)
+    x[1, 0, 5, 5] = float("nan")
+    for form in ("training", "merged", "fused"):
+        y = copy.deepcopy(model).convert(form).prepare(IMAGES)(x)
+        assert y[0].isfinite().all()
+        assert y[1].isnan().all()
+
+
 @torch.inference_mode()
 def test_maps_of_a_normed_backbone_are_the_same() -> None:
     model, x = tiny(out_indices=(0, 1, 2, 3), norm_intermediate_features=True), torch.randn(IMAGES)

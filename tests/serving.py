@@ -1,0 +1,54 @@
+"""Which algorithms can serve a problem, and where: in Triton's interpreter, on a CPU as for a user, or on a GPU.
+
+Tests loop over what this finds in the registry. No test says by name which algorithm runs where: ``supports`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from lk_triton import conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d
+from lk_triton import device as devices
+from lk_triton.algorithms import registry
+from lk_triton.problem import ConvProblem, DenseProblem, FfnProblem, Problem
+from lk_triton.tuning.accuracy import Inputs
+from lk_triton.tuning.plan import refusal
+
+MODES = {"interpreted": "1", "cpu": "0", "gpu": "0"}
+"""Value of TRITON_INTERPRET. ``interpreted``: the kernels, on CPU tensors. ``cpu``: what serves a user's CPU."""
+
+
+@contextmanager
+def running(mode: str) -> Iterator[None]:
+    """Run in ``mode``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", MODES[mode])
+        yield
+
+
+def serving(problem: Problem, mode: str = "interpreted") -> list[str]:
+    """The algorithms that serve ``problem`` in ``mode``, in the registry's order; on a GPU: on an H100."""
+    with running(mode):
+        device = devices.for_arch("h100") if mode == "gpu" else devices.of(torch.device("cpu"))
+        return [name for name in registry.meant_for(problem) if refusal(problem, device, name) is None]
+
+
+def call(problem: Problem, given: Inputs, algorithm: str = "auto") -> torch.Tensor:
+    """``problem`` by the public function of its kind; the layouts are those of the tensors."""
+    x, weight, bias, residual = given
+    options: Any = {"activation": problem.epilogue.activation, "precision": problem.precision, "algorithm": algorithm}
+    if isinstance(problem, ConvProblem):
+        geometry: Any = {"stride": problem.stride, "padding": problem.padding, "dilation": problem.dilation}
+        return depthwise_conv2d(x, weight, bias, residual=residual, **geometry, **options)
+    if isinstance(problem, DenseProblem):
+        geometry = {"stride": problem.stride, "padding": problem.padding}
+        return dense_conv2d(x, weight, bias, residual=residual, **geometry, **options)
+    layers: Any = [tensor for layer in zip(weight, bias or (), strict=True) for tensor in layer]
+    if isinstance(problem, FfnProblem):
+        return conv_ffn(x, *layers, residual, **options)
+    return conv_stem(x, *layers, **options)
