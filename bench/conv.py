@@ -20,7 +20,7 @@ from lk_triton.tuning.timing import Timer, Timing, buffers_for, interleave, time
 
 from . import report, usage
 from .cases import cases, select, tiny
-from .floor import compulsory_bytes, floor, useful_macs
+from .floor import compulsory_bytes, floor
 from .providers import OURS, PROVIDERS, Built, Provider, Unavailable
 
 COLUMNS = (
@@ -115,7 +115,7 @@ def add_figures(
         row |= report.figures(timing)
         row["gb_per_s"] = report.short(compulsory_bytes(problem) / us / 1e3)
         row["nominal_tflops"] = report.short(2 * problem.nominal_macs / us / 1e6)
-        row["useful_tflops"] = report.short(2 * useful_macs(problem) / us / 1e6)
+        row["useful_tflops"] = report.short(2 * problem.useful_macs / us / 1e6)
         if "floor_us" in row:
             row["floor_ratio"] = report.short(us / float(str(row["floor_us"])))
         if peer is not None:

@@ -20,27 +20,13 @@ class Floor:
 def floor(problem: ConvProblem, device: Device) -> Floor:
     """The larger of two: compulsory bytes at the device's DRAM bandwidth, useful multiply-adds at its MMA peak."""
     dram = compulsory_bytes(problem) / (device.dram_gbps * 1e3)
-    mma = 2 * useful_macs(problem) / (mma_tflops(device, problem.dtype, problem.precision) * 1e6)
+    mma = 2 * problem.useful_macs / (mma_tflops(device, problem.dtype, problem.precision) * 1e6)
     return Floor(dram, "DRAM") if dram >= mma else Floor(mma, "MMA")
 
 
 def compulsory_bytes(problem: ConvProblem) -> int:
     """x, residual and weight read once, out written once."""
     return activation_bytes(problem) + problem.c * problem.multiplier * problem.kh * problem.kw * problem.itemsize
-
-
-def useful_macs(problem: ConvProblem) -> int:
-    """Multiply-adds of the taps that meet a pixel, not the padding."""
-    p = problem
-    rows = taps_on_pixels(p.h, p.oh, p.kh, p.stride[0], p.padding[0], p.dilation[0])
-    columns = taps_on_pixels(p.w, p.ow, p.kw, p.stride[1], p.padding[1], p.dilation[1])
-    return p.n * p.c * p.multiplier * rows * columns
-
-
-def taps_on_pixels(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Along one axis: (output, tap) pairs whose pixel exists."""
-    positions = (o * stride - padding + k * dilation for o in range(outputs) for k in range(kernel))
-    return sum(0 <= position < size for position in positions)
 
 
 def mma_tflops(device: Device, dtype: str, precision: str | None = None) -> float:

@@ -16,7 +16,7 @@ from lk_triton.device import Device
 from lk_triton.problem import ConvProblem
 
 from . import network_plot, report, usage
-from .floor import compulsory_bytes, mma_tflops, useful_macs
+from .floor import compulsory_bytes, mma_tflops
 from .providers import OURS, PROVIDERS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def problem_of(row: Row) -> ConvProblem:
 def intensity(row: Row) -> float:
     """Useful FLOP per compulsory byte."""
     problem = problem_of(row)
-    return 2 * useful_macs(problem) / compulsory_bytes(problem)
+    return 2 * problem.useful_macs / compulsory_bytes(problem)
 
 
 def roofline(rows: Sequence[Row]) -> Figure:

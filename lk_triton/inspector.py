@@ -69,7 +69,7 @@ class Inspection:
     Attributes:
         programs: resident on one SM at once.
         warps: their share of the warps that an SM can hold.
-        useful_share: nominal multiply-adds, those on padding counted, over issued ones. Above 1 where padding is skipped.
+        useful_share: multiply-adds whose taps meet a pixel, over issued ones.
         bank_bytes: of the packed weights; 0 where they are read as they are.
     """
 
@@ -95,7 +95,7 @@ def inspect(problem: Problem, candidate: Candidate, device: Device) -> Inspectio
         report,
         programs=programs,
         warps=programs * report.num_warps / device.warps_per_sm,
-        useful_share=problem.nominal_macs / algorithm.issued_macs(problem, candidate.config),
+        useful_share=problem.useful_macs / algorithm.issued_macs(problem, candidate.config),
         bank_bytes=algorithm.bank_bytes(problem, candidate.config),
     )
 

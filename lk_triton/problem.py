@@ -78,6 +78,11 @@ class ConvProblem:
         return n * c * oh * ow * self.kh * self.kw
 
     @property
+    def useful_macs(self) -> int:
+        """Multiply-adds of the taps that meet a pixel, not the padding."""
+        return self.n * self.c * self.multiplier * _taps_on_pixels(self)
+
+    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """Shape of the weight, (c * multiplier, 1, kh, kw)."""
         return self.c * self.multiplier, 1, self.kh, self.kw
@@ -167,6 +172,11 @@ class DenseProblem:
         n, out_channels, oh, ow = self.out_shape
         return n * out_channels * oh * ow * self.c * self.kh * self.kw
 
+    @property
+    def useful_macs(self) -> int:
+        """Multiply-adds of the taps that meet a pixel, not the padding."""
+        return self.n * self.out_channels * self.c * _taps_on_pixels(self)
+
     def __str__(self) -> str:
         text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.out_channels} dense {self.kh}x{self.kw} {self.dtype}"
         return text + _unusual(self, {"stride": (1, 1), "layout": "nchw", "out_layout": self.layout})
@@ -228,6 +238,11 @@ class FfnProblem:
     def nominal_macs(self) -> int:
         """Multiply-adds of both layers."""
         return sum(layer.nominal_macs for layer in self.layers)
+
+    @property
+    def useful_macs(self) -> int:
+        """Of those, the ones whose taps meet a pixel."""
+        return sum(layer.useful_macs for layer in self.layers)
 
     def __str__(self) -> str:
         text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.hidden} -> {self.c} ConvFFN {self.dtype}"
@@ -295,6 +310,11 @@ class StemProblem:
         """Multiply-adds of the three layers."""
         return sum(layer.nominal_macs for layer in self.layers)
 
+    @property
+    def useful_macs(self) -> int:
+        """Of those, the ones whose taps meet a pixel."""
+        return sum(layer.useful_macs for layer in self.layers)
+
     def __str__(self) -> str:
         text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.channels} stem {self.dtype}"
         return text + _unusual(self, {"layout": "nchw", "out_layout": self.layout})
@@ -310,6 +330,18 @@ def _unusual(problem: Problem, usual: dict[str, object]) -> str:
     """The fields that differ from ``usual``, in words."""
     fields = ((name, getattr(problem, name)) for name in usual)
     return "".join(f" {name} {value}" for name, value in fields if value != usual[name])
+
+
+def _taps_on_pixels(p: Convolution) -> int:
+    """(Output, tap) pairs of one image and channel whose pixel exists."""
+    rows = _taps_along(p.h, p.oh, p.kh, p.stride[0], p.padding[0], p.dilation[0])
+    return rows * _taps_along(p.w, p.ow, p.kw, p.stride[1], p.padding[1], p.dilation[1])
+
+
+def _taps_along(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """The same along one axis."""
+    positions = (o * stride - padding + k * dilation for o in range(outputs) for k in range(kernel))
+    return sum(0 <= position < size for position in positions)
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

@@ -71,7 +71,7 @@ def test_json_of_one_problem(tmp_path: Path) -> None:
         estimate = algorithm.estimate(PROBLEM, config, device.TABLE["h200"])
         assert one["estimate_us"] == round(estimate.seconds * 1e6, 2)
         assert one["limiter"] == estimate.limiter
-        assert one["useful_share"] == round(PROBLEM.nominal_macs / algorithm.issued_macs(PROBLEM, config), 4)
+        assert one["useful_share"] == round(PROBLEM.useful_macs / algorithm.issued_macs(PROBLEM, config), 4)
         if isinstance(algorithm, ToeplitzAlgorithm):
             assert algorithm.issued_macs(PROBLEM, config) == issued_macs(PROBLEM, config)
             # a row of V + KW - 1 elements, rounded up to vectors, for each of V shifts

@@ -80,7 +80,7 @@ class Algorithm(Protocol):
         ...
 
     def issued_macs(self, problem: Any, config: Config) -> int:
-        """Multiply-adds that a launch executes, those on masked lanes and padding too; the nominal ones over these are the
+        """Multiply-adds that a launch executes, those on masked lanes and padding too; the useful ones over these are the
         useful share."""
         ...
 

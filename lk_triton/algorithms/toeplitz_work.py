@@ -170,7 +170,7 @@ def _columns(
 
 
 def issued_macs(problem: ConvProblem, config: ToeplitzConfig) -> int:
-    """Multiply-adds of all ``tl.dot`` calls of a launch; nominal_macs / issued_macs is the useful share."""
+    """Multiply-adds of all ``tl.dot`` calls of a launch; useful_macs / issued_macs is the useful share."""
     steps = sum(_rows(problem, config.rows, config.tiles, rows)[0] for _, _, rows in config.parts)
     return problem.c * ceil(problem.ow / config.columns) * steps * config.tiles * config.outputs * config.step_k
 

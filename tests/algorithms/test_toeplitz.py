@@ -40,8 +40,8 @@ def run(p: ConvProblem, config: ToeplitzConfig) -> tuple[torch.Tensor, torch.Ten
 
 
 CHANNELS = {31: 128, 29: 256, 27: 512, 13: 1024}
-SHARE = {31: 0.45, 29: 0.70, 27: 1.50, 13: 1.00}
-"""Least useful share by kernel size, nominal taps counted."""
+SHARE = {31: 0.335, 29: 0.385, 27: 0.404, 13: 0.290}
+"""Least useful share by kernel size, taps that meet a pixel counted."""
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
@@ -53,7 +53,7 @@ def test_useful_share_of_the_layers_of_31b(size, kernel, arch, recorded):
     one = problem(64, 1, size, size, kernel, kernel)
     run(one, chosen.config)
     assert recorded.macs == issued_macs(one, chosen.config)
-    assert one.nominal_macs / recorded.macs >= SHARE[kernel]
+    assert one.useful_macs / recorded.macs >= SHARE[kernel]
 
 
 @pytest.mark.parametrize("images", [64, 32, 24, 8], ids=lambda n: f"{n} images")

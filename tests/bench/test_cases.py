@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lk_triton import device as devices
 from lk_triton.bench import conv
 from lk_triton.bench.cases import cases, layer, select, tiny
-from lk_triton.bench.floor import compulsory_bytes, floor, mma_tflops, useful_macs
+from lk_triton.bench.floor import compulsory_bytes, floor, mma_tflops
 from lk_triton.problem import ConvProblem
 
 H100 = devices.TABLE["h100"]
@@ -75,12 +75,12 @@ def test_useful_macs_of_31b_stage_1_by_hand() -> None:
     """Of 56 * 31 taps along an axis, each edge loses 15 + 14 + ... + 1 = 120: 1736 - 240 = 1496."""
     problem = layer(64, 128, 56, 56, 31)
     assert problem.nominal_macs == 64 * 128 * 56 * 56 * 31 * 31
-    assert useful_macs(problem) == 64 * 128 * 1496**2
+    assert problem.useful_macs == 64 * 128 * 1496**2
 
 
 def test_useful_macs_of_a_whole_plane_by_hand() -> None:
     """13x13 on 7x7: every output meets every pixel."""
-    assert useful_macs(layer(64, 1024, 7, 7, 13)) == 64 * 1024 * 49 * 49
+    assert layer(64, 1024, 7, 7, 13).useful_macs == 64 * 1024 * 49 * 49
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_useful_macs_count_what_a_convolution_of_ones_sums(problem: ConvProblem)
     x, out_channels = torch.ones(problem.n, problem.c, problem.h, problem.w), problem.c * problem.multiplier
     weight = torch.ones(out_channels, 1, problem.kh, problem.kw)
     y = F.conv2d(x, weight, None, problem.stride, problem.padding, problem.dilation, problem.c)
-    assert useful_macs(problem) == y.sum().item()
+    assert problem.useful_macs == y.sum().item()
 
 
 def test_the_floor_is_the_larger_of_two() -> None:
