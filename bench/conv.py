@@ -66,7 +66,7 @@ def measure(
             row["config"] = built.config
             verdict = gate.check(lambda x, b=built, p=provider: b.run(x.contiguous(memory_format=p.memory_format), b.bank))
             row |= {"error": f"{verdict.error:.2e}", "torch_error": f"{verdict.torch_error:.2e}"}
-            row["gate"] = "ok" if verdict.ok else "failed"
+            row["gate"] = verdict.gate
             if verdict.ok:
                 timers[provider_name] = prepared(problem, device, provider, built)
             else:

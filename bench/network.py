@@ -212,7 +212,7 @@ def measure(case: Case, model: RepLKNet, forms: Sequence[str], peers: Sequence[s
         # a graph or a compiled form is of the whole batch's shape
         verdict = judge(call(case.images)[:GATE_BATCH], by_torch, expected)
         row: report.Row = {"error": f"{verdict.error:.2e}", "torch_error": f"{verdict.torch_error:.2e}"}
-        row["gate"] = "ok" if verdict.ok else "failed"
+        row["gate"] = verdict.gate
         if not verdict.ok:
             row["note"] = f"error above {verdict.allowed:.1e}: not timed"
         return row

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
+
+from lk_triton.tuning import accuracy
 
 from .driver import NAME, Driver
 
@@ -39,16 +42,33 @@ def become(library: Path) -> Driver:
     os.environ["TRITON_LIBCUDA_PATH"] = str(library.parent)
     driver = Driver(library)
     mode = Valueless(allow_non_fake_inputs=True)
+    _torch()
     _cuda(driver.properties())
     _triton()
+    accuracy.judge = lambda *_, **__: NotComputed(float("nan"), float("nan"), float("nan"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # CUDA's runtime finds the driver too old
         mode.__enter__()
     return driver
 
 
+class NotComputed(accuracy.Verdict):
+    """Of what has no values: it may be timed, and is neither right nor wrong."""
+
+    @property
+    def ok(self) -> bool:
+        return True
+
+    @property
+    def gate(self) -> str:
+        return "not computed"
+
+
 class Valueless(FakeTensorMode):
-    """Fake CUDA tensors, real CPU tensors, and the implementation of this library's ops."""
+    """Fake CUDA tensors, real CPU tensors, and the implementation of this library's ops.
+
+    Whoever reads a number from a CUDA tensor gets 1, and tensors that are compared are equal.
+    """
 
     @property
     def avoid_device_init(self) -> bool:
@@ -63,6 +83,10 @@ class Valueless(FakeTensorMode):
         if func.namespace == "lk_triton":
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return func(torch.ones((), dtype=args[0].dtype)) if args[0].dtype != torch.bool else False
+        if func is torch.ops.aten.equal.default:
+            return True
         if "generator" in kwargs:
             kwargs = kwargs | {"generator": None}  # of a CPU, as there is no other
         return super().__torch_dispatch__(func, types, args, kwargs)
@@ -118,6 +142,36 @@ class _Generator(torch.Generator):
 @contextmanager
 def _nothing(*_: Any, **__: Any) -> Iterator[None]:
     yield
+
+
+def _submit(pool: Any, fn: Any, /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+    """Do at once what a pool of threads is asked for: the mode of fake tensors is that of one thread."""
+    done: futures.Future[Any] = futures.Future()
+    try:
+        done.set_result(fn(*args, **kwargs))
+    except Exception as error:
+        done.set_exception(error)
+    return done
+
+
+def _swap(one: torch.Tensor, two: torch.Tensor) -> None:
+    """``torch.utils.swap_tensors`` without its check: something or other always refers to a fake tensor."""
+    first: Any = one
+    second: Any = two
+    first.__dict__, second.__dict__ = second.__dict__, first.__dict__
+    torch._C._swap_tensor_impl(one, two)
+
+
+def _no_profiler(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("nothing runs that could be profiled")
+
+
+def _torch() -> None:
+    """What of torch, and of Python, does not get along with fake tensors."""
+    torch.utils.swap_tensors = _swap
+    torch.compile = lambda model, *_, **__: model  # it would make fake tensors of its own
+    torch.profiler.profile = _no_profiler
+    futures.ThreadPoolExecutor.submit = _submit
 
 
 def _cuda(properties: Any) -> None:

@@ -39,6 +39,11 @@ class Verdict:
         """Whether the result may be timed."""
         return self.error <= self.allowed  # False for NaN
 
+    @property
+    def gate(self) -> str:
+        """``ok`` or ``failed``, as tables of results say it."""
+        return "ok" if self.ok else "failed"
+
 
 def judge(result: Tensor, torch_result: Tensor, exact: Tensor) -> Verdict:
     """Compare ``result`` with ``exact`` (float64), by what torch reaches in the same dtype.

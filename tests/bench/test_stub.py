@@ -44,14 +44,13 @@ def check(found: list[dict[str, Any]], launches: int) -> None:
         assert network["refused"] == []
         assert network["differences"] == []
         assert network["launches"] >= launches
-        assert network["packing"] > 0
 
 
 def test_31b() -> None:
     """The stem's kernel, then at least three kernels a RepLK block and one a ConvFFN; the 24 pairs of 31B."""
     found = launch("replknet_31b", "float16", "1", "64")
     check(found, launches=24 * 4)
-    assert [network["early"] for network in found] == [0, 0]
+    assert all(network["early"] == 0 and network["packing"] >= 24 for network in found)
 
 
 @pytest.mark.slow
