@@ -50,10 +50,10 @@ class Inputs:
         """(1, 3, size, size); None, with the reason kept, where the image cannot be read."""
         try:
             image = images.sample() if name == "sample" else images.load(Path(name))
+            return images.warped(image, self.size, normalization)[None]
         except images.Failure as failure:
-            self.skipped[str(failure)] = None
+            self.skipped[f"{name}: {failure}"] = None
             return None
-        return images.warped(image, self.size, normalization)[None]
 
 
 def erf(arguments: argparse.Namespace) -> int:

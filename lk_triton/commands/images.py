@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,9 @@ CROP_SHARE = 224 / 256
 WARP_FROM = 384
 """From this size on the whole image is resized to a square, without a crop."""
 
+LONGEST = 50
+"""Times its shorter side that an image may be long where the shorter one is resized: the longer one grows with it."""
+
 
 class Failure(Exception):
     """An image that could not be read, and why."""
@@ -61,18 +66,35 @@ def load(path: Path) -> Image.Image:
     """The image in ``path`` as RGB, turned upright as its EXIF data says.
 
     Raises:
-        Failure: there is no such file, or Pillow cannot read it.
+        Failure: there is no such file, Pillow cannot read it, or it has too many pixels. The text does not name the file.
     """
     try:
         from PIL import Image, ImageOps
     except ImportError:
         raise missing_extra("pillow", "demo") from None
+    with failures(path), Image.open(path) as file:
+        return to_rgb(ImageOps.exif_transpose(file))
+
+
+@contextmanager
+def failures(path: Path | None = None) -> Iterator[None]:
+    """Whatever Pillow raises while it reads ``path`` or works on an image, and want of memory, as a Failure."""
+    from PIL import Image
+
     try:
-        with Image.open(path) as file:
-            return to_rgb(ImageOps.exif_transpose(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of what is an error
+            yield
+    except Failure:
+        raise
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise Failure(f"more than {most:,} pixels, which may be a trap: make it smaller first") from None
+    except MemoryError:
+        raise Failure("there is not enough memory for its pixels: make it smaller first") from None
     except Exception as error:  # a broken file makes Pillow's plug-ins raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Failure(f"{path}: {reason.replace(f' {str(path)!r}', '')}") from error
+        raise Failure(reason.replace(f" {str(path)!r}", "")) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -106,26 +128,35 @@ def preprocess(image: Image.Image, size: int, normalization: Normalization) -> T
     """RGB image -> (3, size, size) float32.
 
     Below 384 the shorter side becomes size / 0.875 and the centre is cropped; from 384 on the image is warped to a square.
+
+    Raises:
+        Failure: the image is too long to be cropped, or there is not enough memory.
     """
     from PIL import Image
 
-    bicubic = Image.Resampling.BICUBIC
     if size >= WARP_FROM:
-        image = image.resize((size, size), bicubic)
-    else:
-        short = int(size / CROP_SHARE)
-        shortest = min(image.size)
-        image = image.resize((image.width * short // shortest, image.height * short // shortest), bicubic)
+        return warped(image, size, normalization)
+    short, shortest = int(size / CROP_SHARE), min(image.size)
+    if max(image.size) > LONGEST * shortest:
+        raise Failure(f"{image.width}x{image.height} pixels: expected sides within a factor of {LONGEST}; crop it first")
+    with failures():
+        sides = (image.width * short // shortest, image.height * short // shortest)
+        image = image.resize(sides, Image.Resampling.BICUBIC)
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)
         image = image.crop((left, top, left + size, top + size))
-    return normalized(image, normalization)
+        return normalized(image, normalization)
 
 
 def warped(image: Image.Image, size: int, normalization: Normalization) -> Tensor:
-    """RGB image -> (3, size, size) float32, the whole image resized to a square at any size."""
+    """RGB image -> (3, size, size) float32, the whole image resized to a square at any size.
+
+    Raises:
+        Failure: there is not enough memory.
+    """
     from PIL import Image
 
-    return normalized(image.resize((size, size), Image.Resampling.BICUBIC), normalization)
+    with failures():
+        return normalized(image.resize((size, size), Image.Resampling.BICUBIC), normalization)
 
 
 def normalized(image: Image.Image, normalization: Normalization) -> Tensor:

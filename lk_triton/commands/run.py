@@ -167,11 +167,11 @@ def read(paths: list[Path], sample: bool, model: str, size: int, skipped: list[s
         yield "sample", images.preprocess(images.sample(), size, normalization)
     for path in paths:
         try:
-            image = images.load(path)
+            x = images.preprocess(images.load(path), size, normalization)
         except images.Failure as failure:
-            skipped.append(str(failure))
+            skipped.append(f"{path}: {failure}")
             continue
-        yield str(path), images.preprocess(image, size, normalization)
+        yield str(path), x
 
 
 def maps_and_logits(model: RepLKNet, x: Tensor) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def measure(
             try:
                 yield name, images.warped(images.load(stimulus.path), size, backbone.normalization)
             except images.Failure as failure:
-                skipped[str(failure)] = None
+                skipped[f"{name}: {failure}"] = None
 
     with output.progress(len(by_name), source.name) as bar:
         for names, x in images.batched(inputs(), batch):
