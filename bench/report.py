@@ -112,7 +112,7 @@ def start(file: Path) -> None:
     Raises:
         UsageError: it cannot be written, is not called .csv, or has other columns: another version wrote it.
     """
-    check_out(file, [".csv"])
+    check_out(file, [".csv"], makes_folders=True)
     try:
         append(file, [])
     except OSError as error:

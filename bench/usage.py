@@ -47,13 +47,13 @@ def place(name: str | None) -> torch.device:
     return device
 
 
-def check_out(file: Path, suffixes: Collection[str]) -> None:
+def check_out(file: Path, suffixes: Collection[str], makes_folders: bool = False) -> None:
     """Before the work that ends in ``file``.
 
     Raises:
         UsageError: it cannot be written, or its name ends in none of ``suffixes``.
     """
-    reason = why_not_written(file, suffixes)
+    reason = why_not_written(file, suffixes, makes_folders)
     if reason is not None:
         raise UsageError(reason)
 

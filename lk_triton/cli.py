@@ -150,6 +150,7 @@ def _add_erf(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=_positive, default=1024, metavar="N", help="height and width; default: %(default)s")
     parser.add_argument("--num", type=_positive, default=50, metavar="N", help="images at most; default: %(default)s")
     parser.add_argument("--out", default="erf", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace what another run left there")
     parser.add_argument("--device", metavar="D", help="such as cpu or cuda:0; default: cuda where there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.set_defaults(command=_erf)
@@ -165,6 +166,7 @@ def _add_shape_bias(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=_positive, default=224, metavar="N", help="height and width; default: %(default)s")
     parser.add_argument("--batch", type=_positive, default=16, metavar="N", help="images a batch; default: %(default)s")
     parser.add_argument("--out", default="shape-bias", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace what another run left there")
     parser.add_argument("--device", metavar="D", help="such as cpu or cuda:0; default: cuda where there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.set_defaults(command=_shape_bias)
@@ -179,6 +181,7 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", action="append", default=[], metavar="F", help="weights; without them they are random")
     parser.add_argument("--pretrained", action="store_true", help="let timm fetch the weights of its models")
     parser.add_argument("--out", default="kernels", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace what another run left there")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.set_defaults(command=_kernels)
 
@@ -197,6 +200,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", metavar="A", help="estimate for it, such as sm_80 or h200; default: this GPU, else h100")
     parser.add_argument("--no-measure", action="store_true", help="count and estimate only")
     parser.add_argument("--out", default="kernel-size", metavar="DIR", help="where the files go; default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace what another run left there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=_kernel_size)
 

@@ -8,11 +8,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 
-def why_not_written(file: Path, suffixes: Collection[str] = ()) -> str | None:
+def why_not_written(file: Path, suffixes: Collection[str] = (), makes_folders: bool = False) -> str | None:
     """Why ``file`` cannot be written, or None where it can; what is there stays as it is, and nothing is left behind.
 
     Args:
         suffixes: what the name may end in, in small letters, such as ``.csv``; anything where there are none.
+        makes_folders: whether the writer will make the folder that the file lies in.
     """
     if suffixes and file.suffix.lower() not in suffixes:
         return f"cannot write {file}: expected a name that ends in {' or '.join(sorted(suffixes))}"
@@ -26,7 +27,10 @@ def why_not_written(file: Path, suffixes: Collection[str] = ()) -> str | None:
             return None if os.access(file, os.W_OK) else f"cannot write {file}: writing there is not allowed"
     except OSError as error:
         return f"cannot write {file}: {error.strerror}"
-    return why_no_files_in(file.absolute().parent)
+    folder = file.absolute().parent
+    if not makes_folders and not folder.is_dir():
+        return f"cannot write {file}: there is no directory {folder}"
+    return why_no_files_in(folder)
 
 
 def why_no_files_in(folder: Path) -> str | None:

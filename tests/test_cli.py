@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 import lk_triton
 from lk_triton.algorithms.registry import meant_for
@@ -216,6 +216,8 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "cuda:99" in error_of(capsys, "run", "--sample", "--device", "cuda:99")
     assert "positive" in error_of(capsys, "run", "--sample", "--size", "0")
     assert "positive" in error_of(capsys, "run", "--sample", "--batch", "x")
+    assert ".safetensors" in error_of(capsys, "run", "--sample", "--features", tmp_path / "x.npz")
+    assert ".safetensors" in error_of(capsys, "run", "--sample", "--features", "-")
     assert "no directory" in error_of(capsys, "run", "--sample", "--features", tmp_path / "no" / "x.safetensors")
     assert "none.pth" in error_of(capsys, "run", *TINY, "--sample", "--checkpoint", tmp_path / "none.pth")
     assert "sm_90" in error_of(capsys, "info", "--arch", "gpu")
@@ -408,5 +410,19 @@ def test_a_difference_that_is_not_finite_is_said(capsys: pytest.CaptureFixture[s
 
 
 def test_features_are_not_written_over_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--sample", *TINY, "--features", str(tmp_path)]) == 2
+    (tmp_path / "x.safetensors").mkdir()
+    assert main(["run", "--sample", *TINY, "--features", str(tmp_path / "x.safetensors")]) == 2
     assert "it is a directory" in capsys.readouterr().err
+
+
+def test_features_that_cannot_be_written_leave_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert main(["run", "--sample", *TINY, "--features", str(tmp_path / "x.safetensors")]) == 1
+    captured = capsys.readouterr()
+    assert f"cannot write {tmp_path / 'x.safetensors'}: No space left" in captured.err
+    assert "largest relative difference" in captured.out

@@ -18,6 +18,7 @@ from lk_triton.cli import main
 from lk_triton.commands import images
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
 from lk_triton.models.analysis import erf, published
+from lk_triton.models.analysis import report as erf_report
 
 if TYPE_CHECKING:
     from browser import Browser
@@ -123,7 +124,8 @@ def test_a_run_goes_on_where_it_stopped(
     arguments = ("replknet_tiny", "--images", folder, "--out", tmp_path / "out", "--json")
     run(*arguments)
     whole = json.loads(capsys.readouterr().out)
-    (tmp_path / "out/replknet_tiny.npz").unlink()
+    for name in ("replknet_tiny.npz", "report.html"):
+        (tmp_path / "out" / name).unlink()
 
     computed: list[int] = []
     contribution = erf.contribution
@@ -144,17 +146,66 @@ def test_a_run_goes_on_where_it_stopped(
     assert len(computed) == 2
 
 
-def test_what_does_not_fit_is_not_continued(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_replaced_only_with_overwrite(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
-    run("replknet_tiny", "--images", folder, "--out", out)
-    (folder / "0.png").rename(folder / "9.png")
-    run("replknet_tiny", "--images", folder, "--out", out)
-    assert "starting over" in capsys.readouterr().err
-    run("replknet_tiny", "--images", folder, "--out", out, "--num", "1")
-    assert "starting over" in capsys.readouterr().err
-    (out / "replknet_tiny.npz").write_bytes(b"PK\x03\x04")
-    run("replknet_tiny", "--images", folder, "--out", out)
-    assert "is no saved contribution map" in capsys.readouterr().err
+    arguments = ("replknet_tiny", "--images", folder, "--out", out)
+
+    def other_names() -> None:
+        (folder / "0.png").rename(folder / "9.png")
+
+    def broken() -> None:
+        (out / "replknet_tiny.npz").write_bytes(b"PK\x03\x04")
+
+    run(*arguments)
+    for change, more, message in (
+        (other_names, (), "was made from other images or with other settings"),
+        (lambda: None, ("--num", "1"), "was made from other images or with other settings"),
+        (broken, (), "is no saved contribution map"),
+    ):
+        change()
+        before = {file: file.read_bytes() for file in out.iterdir()}
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(erf, "contribution", None)  # said before anything is computed
+            run(*arguments, *more, code=2)
+        error = capsys.readouterr().err
+        assert message in error
+        assert "--overwrite" in error
+        assert {file: file.read_bytes() for file in out.iterdir()} == before
+        run(*arguments, *more, "--overwrite")
+        assert f"starting over: {out / 'replknet_tiny.npz'}" in capsys.readouterr().err
+
+
+def test_a_report_of_other_networks_is_replaced_only_with_overwrite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--sample", "--out", tmp_path)
+    run("test_erf_command:convolution", *more)
+    run("replknet_tiny", *more, code=2)
+    assert "results of other networks (test_erf_command_convolution): name them too" in capsys.readouterr().err
+    run("replknet_tiny", "test_erf_command:convolution", *more)
+    run("replknet_tiny", *more, "--overwrite")
+    for file in tmp_path.glob("*.npz"):
+        file.unlink()
+    capsys.readouterr()
+    run("replknet_tiny", *more, code=2)
+    assert "report.html of another study" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_leaves_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr(erf_report.Report, "write", full)
+    run("replknet_tiny", "--sample", "--out", tmp_path, code=1)
+    captured = capsys.readouterr()
+    assert f"cannot write {tmp_path / 'report.html'}: No space left on device" in captured.err
+    assert "high-contribution area ratio" in captured.out
+    assert captured.out.endswith("report: not written\n")
 
 
 def test_a_callable_that_changed_is_not_continued(
@@ -165,7 +216,11 @@ def test_a_callable_that_changed_is_not_continued(
     run(*arguments)
     assert "starting over" not in capsys.readouterr().err
     monkeypatch.setattr("test_erf_command.BOX", [9])
-    run(*arguments)
+    before = (tmp_path / "test_erf_command_box.npz").read_bytes()
+    run(*arguments, code=1)
+    assert "pass --overwrite to start over" in capsys.readouterr().err
+    assert (tmp_path / "test_erf_command_box.npz").read_bytes() == before
+    run(*arguments, "--overwrite")
     captured = capsys.readouterr()
     assert "starting over" in captured.err
     assert json.loads(captured.out)[0]["side"]["99"] == 9

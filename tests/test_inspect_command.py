@@ -206,3 +206,15 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "cannot write" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lk_triton.inspector.inspect", None)
+    monkeypatch.setattr("lk_triton.inspector.require_compiler", lambda: None)
+    (tmp_path / "file").touch()
+    for name, reason in ((".", "it is a directory"), ("file/x.sass", "there is no directory")):
+        arguments = ["inspect", "--arch", "sm_90", "--shape", "1,8,14,14", "--kernel", "3,3", "--sass", str(tmp_path / name)]
+        assert main(arguments) == 2
+        assert reason in capsys.readouterr().err

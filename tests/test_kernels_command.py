@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,3 +53,32 @@ def test_random_weights_and_networks_without_branches(tmp_path: Path, capsys: py
 def test_networks_without_large_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "test_resnet", "--out", str(tmp_path)]) == 2
     assert "test_resnet: the network has no depthwise convolution of 5x5 or more" in capsys.readouterr().err
+
+
+def test_results_are_replaced_only_with_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here as in every study that cannot go on; what it says comes before any work."""
+    for command in (
+        ("kernels", "test_kernels_command:network"),
+        ("study", "kernel-size", "--no-measure"),
+        ("shape-bias", "test_kernels_command:network", "--stimuli", str(tmp_path / "stimuli")),
+    ):
+        out = tmp_path / command[0]
+        (tmp_path / "stimuli").mkdir(exist_ok=True)
+        (tmp_path / "stimuli" / "cat1-dog1.png").touch()
+        out.mkdir()
+        (out / "report.html").write_text("hours of work")
+        assert main([*command, "--out", str(out)]) == 2
+        assert f"{out} holds report.html of another run: pass --overwrite" in capsys.readouterr().err
+        assert (out / "report.html").read_text() == "hours of work"
+    assert main(["kernels", "test_kernels_command:network", "--out", str(tmp_path / "kernels"), "--overwrite"]) == 0
+    assert (tmp_path / "kernels/report.html").read_text().startswith("<!")
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib"])
+def test_what_is_missing_is_said_before_the_work(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["kernels", "test_kernels_command:network", "--out", str(tmp_path / "out")]) == 2
+    assert f"{module} is not installed: pip install 'lk-triton[analysis]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

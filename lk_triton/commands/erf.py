@@ -62,36 +62,70 @@ def erf(arguments: argparse.Namespace) -> int:
         raise CommandError("nothing to look at: name a directory with --images DIR, or pass --sample")
     sources = backbones.sources(arguments.models, arguments.checkpoint, arguments.pretrained)
     device, _ = place(arguments.device, "float32")
-    out = output.folder(arguments.out)
     inputs = Inputs(arguments.sample, images.find(arguments.images), arguments.num, arguments.size, {})
+    out = output.folder(arguments.out, [], arguments.overwrite)
+    if not arguments.overwrite:
+        check(out, sources, inputs)
     results, failed = [], {}
     for source in sources:
         try:
-            results.append(measure(source, inputs, device, out / f"{source.file_name}.npz"))
+            results.append(measure(source, inputs, device, file_of(source, out), arguments.overwrite))
         except Exception as error:  # one network's failure must not lose the others' figures
             failed[source.name] = str(error) or type(error).__name__
     for reason in (*inputs.skipped, *(f"{name}: {reason}" for name, reason in failed.items())):
         print(f"lk-triton: skipped {reason}", file=sys.stderr)
+    page = None
     if results:
-        page = write(results, list(inputs.skipped), failed, arguments.size, out)
+        page = output.written(lambda: write(results, list(inputs.skipped), failed, arguments.size, out))
         if arguments.json:
             print(json.dumps([as_json(result, arguments.size) for result in results], indent=2))
         else:
             print(text(results, arguments.size, page))
-    return 1 if inputs.skipped or failed else 0
+    return 1 if inputs.skipped or failed or page is None else 0
 
 
-def measure(source: Source, inputs: Inputs, device: torch.device, file: Path) -> Result:
+def file_of(source: Source, out: Path) -> Path:
+    """Where the contributions of a network lie."""
+    return out / f"{source.file_name}.npz"
+
+
+def check(out: Path, sources: list[Source], inputs: Inputs) -> None:
+    """Before anything is computed: whether this run goes on with what lies in ``out``, and replaces nothing else.
+
+    Raises:
+        CommandError: it would replace contributions made otherwise, or a report of other networks.
+    """
+    own = {file_of(source, out) for source in sources}
+    others = sorted(file.stem for file in set(out.glob("*.npz")) - own)
+    if others:
+        raise CommandError(
+            f"{out} holds results of other networks ({', '.join(others)}): name them too, or take another --out; --overwrite "
+            "makes a report without them"
+        )
+    if (out / "report.html").exists() and not any(file.exists() for file in own):
+        raise CommandError(f"{out} holds report.html of another study: pass --overwrite to replace it, or another --out")
+    for source in sources:
+        if source.kind != "callable":  # what these depend on is known only when they are built
+            resume(file_of(source, out), settings_of(source, inputs.size), inputs, overwrite=False)
+
+
+def settings_of(source: Source, size: int, content: str | None = None) -> dict[str, Any]:
+    """What the contributions of a network depend on besides the images; ``content`` is the fingerprint of a callable's."""
+    return {**source.identity, "content": content, "size": size}
+
+
+def measure(source: Source, inputs: Inputs, device: torch.device, file: Path, overwrite: bool) -> Result:
     """The field of one network over ``inputs.num`` readable images; ``file`` keeps it, and is continued where it fits.
 
     Raises:
-        CommandError, ValueError: no image can be used, or the network has no feature map for images of this size.
+        CommandError, ValueError: ``file`` does not fit and may not be replaced, no image can be used, or the network has no
+            feature map for images of this size.
     """
     backbone = source.build(inputs.size, device)
     if backbone.weights == backbones.RANDOM:
         print(f"lk-triton: warning: {backbones.random_warning(source.name)}", file=sys.stderr)
     content = backbone.fingerprint if source.kind == "callable" else None
-    accumulation = resume(file, {**source.identity, "content": content, "size": inputs.size}, inputs)
+    accumulation = resume(file, settings_of(source, inputs.size, content), inputs, overwrite)
     num, before = min(inputs.num, len(inputs.names)), set(accumulation.images)
     with output.progress(num, source.name, done=len(before)) as bar:
         for name in inputs.names:
@@ -111,18 +145,25 @@ def measure(source: Source, inputs: Inputs, device: torch.device, file: Path) ->
     return Result(source.name, backbone.weights, len(accumulation.images), scores, areas)
 
 
-def resume(file: Path, settings: dict[str, Any], inputs: Inputs) -> Accumulation:
-    """What ``file`` holds if it was made with the same settings from images among these, else nothing yet."""
+def resume(file: Path, settings: dict[str, Any], inputs: Inputs, overwrite: bool) -> Accumulation:
+    """What ``file`` holds if it was made with the same settings from images among these, else nothing yet.
+
+    Raises:
+        CommandError: it was made otherwise, and there is no ``overwrite``.
+    """
     try:
         found = Accumulation.load(file)
     except FileNotFoundError:
         return Accumulation(settings)
     except ValueError as error:
-        print(f"lk-triton: starting over: {error}", file=sys.stderr)
-        return Accumulation(settings)
-    if found.settings == settings and set(found.images) <= set(inputs.names) and len(found.images) <= inputs.num:
-        return found
-    print(f"lk-triton: starting over: {file} was made from other images or with other settings", file=sys.stderr)
+        reason = str(error)
+    else:
+        if found.settings == settings and set(found.images) <= set(inputs.names) and len(found.images) <= inputs.num:
+            return found
+        reason = f"{file} was made from other images or with other settings"
+    if not overwrite:
+        raise CommandError(f"{reason}: pass --overwrite to start over, or another --out")
+    print(f"lk-triton: starting over: {reason}", file=sys.stderr)
     return Accumulation(settings)
 
 
@@ -187,7 +228,7 @@ def as_json(result: Result, size: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def text(results: list[Result], size: int, page: Path) -> str:
+def text(results: list[Result], size: int, page: Path | None) -> str:
     """The table for a terminal."""
     rows = [
         (r.name, r.weights, r.num, *(f"{a.ratio:.1%} ({a.side})" for a in r.areas.values())) for r in results
@@ -195,5 +236,5 @@ def text(results: list[Result], size: int, page: Path) -> str:
     headers = ("network", "weights", "images", *(f"{p} %" for p in study.THRESHOLDS))
     return (
         f"high-contribution area ratio, and side of the square in pixels, of {size}x{size} images\n\n"
-        f"{tabulate(rows, headers=headers, tablefmt='simple')}\n\nreport: {page}"
+        f"{tabulate(rows, headers=headers, tablefmt='simple')}\n\n{output.last_line(page)}"
     )

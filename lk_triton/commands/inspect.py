@@ -25,7 +25,7 @@ from ..recorder import problems_of
 from ..tuning import tuner
 from ..tuning.entry import problem_to_json
 from ..tuning.plan import plan, refusal
-from . import CommandError, words
+from . import CommandError, output, words
 
 Inspected = list[tuple[Problem, int, list[Inspection]]]
 """(problem, layers that pose it, its configs, the best estimate first)."""
@@ -55,12 +55,12 @@ def inspect(arguments: argparse.Namespace) -> int:
             print(f"compiling {done}/{total}: {problem}, {candidate.algorithm}", file=sys.stderr, flush=True)
             results.append(inspector.inspect(problem, candidate, device))
         inspected.append((problem, count, results))
-    if arguments.sass is not None:
-        _write(arguments.sass, inspected[0][2][0].report.disassembly)
     if arguments.json:
         print(json.dumps(_network(arguments, device, inspected) if network else [_json(i) for i in inspected[0][2]], indent=2))
     else:
         print(_text(arguments, device, inspected))
+    if arguments.sass is not None:
+        _write(arguments.sass, inspected[0][2][0].report.disassembly)
     return 0
 
 
@@ -70,6 +70,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ONLY_WITH[other]:
         if getattr(arguments, name) not in (None, False):
             raise CommandError(f"--{name} goes with --{other}, not with --{given}")
+    if arguments.sass is not None:
+        output.check(arguments.sass)
     if arguments.algorithm == "torch":
         raise CommandError("--algorithm torch has no Triton kernel to compile")
     for name in ("kernel",) if given == "shape" else ("batch", "size"):

@@ -22,6 +22,7 @@ FIELDS = (
     "stage", "kernel", "channels", "layers", "centre_mass_before", "centre_mass_after", "centre_mass_flat",
     "effective_size_before", "effective_size_after",
 )  # fmt: skip
+FILES = ("kernels.csv", "maps.npz", "kernels.png", "report.html")
 SIZE = 224
 """Of the images that a network of a fixed input size is built for; kernels have nothing to do with it."""
 
@@ -29,7 +30,7 @@ SIZE = 224
 def kernels(arguments: argparse.Namespace) -> int:
     """Look, write, print; returns the exit code."""
     (source,) = backbones.sources(arguments.models, arguments.checkpoint, arguments.pretrained)
-    out = output.folder(arguments.out)
+    out = output.folder(arguments.out, FILES, arguments.overwrite)
     backbone = source.build(SIZE, torch.device("cpu"))
     untrained = backbone.weights == backbones.RANDOM
     if untrained:
@@ -39,10 +40,9 @@ def kernels(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(f"{source.name}: {error}") from None
     found = [facts(number, stage) for number, stage in enumerate(stages, 1)]
-    write_raw(found, stages, out)
-    page = write(source.name, backbone.weights, stages, found, untrained, out)
+    page = output.written(lambda: write(source.name, backbone.weights, stages, found, untrained, out))
     print(json.dumps(found, indent=2) if arguments.json else text(source.name, backbone.weights, found, page))
-    return 0
+    return int(page is None)
 
 
 def facts(number: int, stage: Stage) -> dict[str, Any]:
@@ -80,7 +80,8 @@ def cells(row: dict[str, Any]) -> list[str]:
 def write(
     name: str, weights: str, stages: list[Stage], found: list[dict[str, Any]], untrained: bool, out: Path
 ) -> Path:  # fmt: skip
-    """kernels.png and the report; returns the report's file."""
+    """The raw figures, kernels.png and the report; returns the report's file."""
+    write_raw(found, stages, out)
     light, dark = pictures.two_inks(lambda ink: pictures.kernel_maps(stages, ink))
     (out / "kernels.png").write_bytes(pictures.on_white(light))
     caption = "Mean |w| of each tap over the layers and channels of a stage, BatchNorms folded in; each stage in its own range"
@@ -100,7 +101,7 @@ def write(
     return out / "report.html"
 
 
-def text(name: str, weights: str, found: list[dict[str, Any]], page: Path) -> str:
+def text(name: str, weights: str, found: list[dict[str, Any]], page: Path | None) -> str:
     """The table for a terminal."""
     table = tabulate([cells(row) for row in found], headers=HEADERS, tablefmt="simple", disable_numparse=True)
-    return f"{name}, weights: {weights}\n\n{table}\n\nreport: {page}"
+    return f"{name}, weights: {weights}\n\n{table}\n\n{output.last_line(page)}"

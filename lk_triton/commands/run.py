@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ from torch import Tensor
 from ..log import logger
 from ..models import RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
 from ..tuning.timing import Timing
-from . import CommandError, classes, images, missing_extra, timing, versions
+from . import CommandError, classes, images, missing_extra, output, timing, versions
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far the fused form may be from the float32 training form, relative, over a whole network."""
@@ -107,15 +106,14 @@ def run(arguments: argparse.Namespace) -> int:
     if comparison is None:
         print("lk-triton: error: no image could be read", file=sys.stderr)
         return 1
-    if writer is not None:
-        writer(outcome)
+    written = writer is None or writer(outcome)
     agrees = comparison.max_rel_diff <= TOLERANCE[dtype]
     if not agrees:
         print(f"lk-triton: error: the fused form differs by {comparison.max_rel_diff:.2g} from the training form, more than "
               f"{TOLERANCE[dtype]:g}", file=sys.stderr)  # fmt: skip
     result = report(arguments, device, dtype, forms.reference.form, outcome, comparison)
     print(json.dumps(result) if arguments.json else text(result))
-    return 0 if agrees and not outcome.skipped else 1
+    return 0 if agrees and written and not outcome.skipped else 1
 
 
 def place(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
@@ -205,8 +203,10 @@ def progress(total: int) -> AbstractContextManager[Any]:
     return tqdm(total=total, unit="image", file=sys.stderr)
 
 
-def feature_writer(file: str | None) -> Callable[[Outcome], None] | None:
+def feature_writer(file: str | None) -> Callable[[Outcome], bool] | None:
     """Writes the maps of an outcome, one tensor a name, and the images' names as JSON in the metadata; None for no file.
+
+    False, said on stderr, where writing fails after all.
 
     Raises:
         CommandError: the file cannot be written, or safetensors is missing; said before anything is computed.
@@ -214,18 +214,20 @@ def feature_writer(file: str | None) -> Callable[[Outcome], None] | None:
     if file is None:
         return None
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
         raise missing_extra("safetensors", "demo") from None
-    path = Path(file).absolute()
-    if not path.parent.is_dir():
-        raise CommandError(f"cannot write {file}: there is no directory {path.parent}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise CommandError(f"cannot write {file}: it is a directory, or writing there is not allowed")
+    output.check(file, ".safetensors")
 
-    def write(outcome: Outcome) -> None:
+    def write(outcome: Outcome) -> bool:
         tensors = {name: torch.cat(parts) for name, parts in outcome.maps.items()}
-        save_file(tensors, file, metadata={"images": json.dumps(outcome.names)})
+        try:
+            save_file(tensors, file, metadata={"images": json.dumps(outcome.names)})
+        except (OSError, SafetensorError) as error:
+            print(f"lk-triton: error: cannot write {file}: {error}", file=sys.stderr)
+            return False
+        return True
 
     return write
 

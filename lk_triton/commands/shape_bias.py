@@ -20,6 +20,8 @@ from . import CommandError, backbones, images, output
 from .backbones import Source
 from .run import place
 
+FILES = ("decisions.csv", "shape_bias.png", "report.html")
+
 
 @dataclass
 class Result:
@@ -53,7 +55,7 @@ def shape_bias(arguments: argparse.Namespace) -> int:
     device, _ = place(arguments.device, "float32")
     skipped: dict[str, None] = {}
     stimuli = find(arguments.stimuli, skipped)
-    out = output.folder(arguments.out)
+    out = output.folder(arguments.out, FILES, arguments.overwrite)
     results, failed = [], {}
     for source in sources:
         try:
@@ -63,10 +65,11 @@ def shape_bias(arguments: argparse.Namespace) -> int:
     reasons = [*skipped, *(f"{name}: {reason}" for name, reason in failed.items())]
     for reason in reasons:
         print(f"lk-triton: skipped {reason}", file=sys.stderr)
+    page = None
     if results:
-        page = write(results, reasons, out)
+        page = output.written(lambda: write(results, reasons, out))
         print(json.dumps([as_json(r) for r in results], indent=2) if arguments.json else text(results, page))
-    return 1 if reasons else 0
+    return 1 if reasons or page is None else 0
 
 
 def find(folder: str, skipped: dict[str, None]) -> list[Stimulus]:
@@ -188,8 +191,8 @@ def counted(tally: Tally) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def text(results: list[Result], page: Path) -> str:
+def text(results: list[Result], page: Path | None) -> str:
     """The table for a terminal."""
     rows = [row(r.name, r.overall) for r in results]
     table = tabulate(rows, headers=("network", *HEADERS), tablefmt="simple", disable_numparse=True)
-    return f"{table}\n\nreport: {page}"
+    return f"{table}\n\n{output.last_line(page)}"

@@ -21,6 +21,7 @@ from . import CommandError, output, timing
 from .run import place
 
 SEED = 0
+FILES = ("kernel_size.csv", "kernel_size.png", "report.html")
 FIELDS = (
     "kernels", "model", "parameters", "macs", "large_kernel_macs", "published_top1", "published_miou", "estimate_us",
     "estimate_torch_us", "measured_ms", "measured_torch_ms", "spread", "spread_torch",
@@ -33,7 +34,7 @@ def kernel_size(arguments: argparse.Namespace) -> int:
     target = estimated(arguments.arch, device)
     batch = arguments.batch or (64 if device.type == "cuda" else 1)
     estimate_batch, estimate_dtype = (batch, str(dtype).removeprefix("torch.")) if device.type == "cuda" else (64, "float16")
-    out = output.folder(arguments.out)
+    out = output.folder(arguments.out, FILES, arguments.overwrite)
     rows = []
     with output.progress(len(study.VARIANTS), "networks", unit="network") as bar:
         for kernels, name in study.VARIANTS.items():
@@ -51,13 +52,9 @@ def kernel_size(arguments: argparse.Namespace) -> int:
         f"{str(dtype).removeprefix('torch.')}, {arguments.size}x{arguments.size}",
         "load average": ", ".join(f"{load:.1f}" for load in timing.load_average() or ()) or "unknown",
     }  # fmt: skip
-    with (out / "kernel_size.csv").open("w", newline="") as stream:
-        writer: csv.DictWriter[str] = csv.DictWriter(stream, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    page = write(rows, how, out)
+    page = output.written(lambda: write(rows, how, out))
     print(json.dumps({"rows": rows, **how}, indent=2) if arguments.json else text(rows, how, page))
-    return 0
+    return int(page is None)
 
 
 def estimated(arch: str | None, device: torch.device) -> devices.Device:
@@ -95,7 +92,11 @@ def measure(name: str, batch: int, size: int, device: torch.device, dtype: torch
 
 
 def write(rows: list[dict[str, Any]], how: dict[str, str], out: Path) -> Path:
-    """kernel_size.png and the report; returns the report's file."""
+    """kernel_size.csv, kernel_size.png and the report; returns the report's file."""
+    with (out / "kernel_size.csv").open("w", newline="") as stream:
+        writer: csv.DictWriter[str] = csv.DictWriter(stream, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
     light, dark = pictures.two_inks(lambda ink: pictures.kernel_size(rows, ink))
     (out / "kernel_size.png").write_bytes(pictures.on_white(light))
     theirs = published.table("kernel_size")
@@ -154,7 +155,7 @@ def giga(count: int) -> str:
     return f"{count / 1e9:.1f}"
 
 
-def text(rows: list[dict[str, Any]], how: dict[str, str], page: Path) -> str:
+def text(rows: list[dict[str, Any]], how: dict[str, str], page: Path | None) -> str:
     """The tables for a terminal."""
     counts = [
         (r["kernels"], mega(r["parameters"]), giga(r["macs"]), r["published_top1"], r["published_miou"]) for r in rows
@@ -168,4 +169,4 @@ def text(rows: list[dict[str, Any]], how: dict[str, str], page: Path) -> str:
     if rows[0]["measured_ms"] is not None:
         table = latencies(rows, "measured_ms", "measured_torch_ms", "ms")
         parts.append(tabulate(table, headers=LATENCY, disable_numparse=True))
-    return "\n\n".join((*parts, f"report: {page}"))
+    return "\n\n".join((*parts, output.last_line(page)))

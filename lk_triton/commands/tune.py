@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from .. import context
 from .. import device as devices
+from ..files import why_not_written
 from ..functional import tune as tune_problems
 from ..models import create_model
 from ..problem import Problem
@@ -73,6 +74,9 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     device = devices.of(place)
     file = cache.directory() / cache.file_name(device.name)
+    unwritable = why_not_written(file, makes_folders=True)
+    if unwritable is not None:
+        raise CommandError(f"{unwritable}; set {cache.VARIABLE} to a directory to write to")
     posed = networks(arguments.model, arguments.batch, arguments.size, arguments.dtype)
     asked = agenda.heaviest_first(posed, device)
     wanted = agenda.missing(asked, device) if arguments.missing else asked

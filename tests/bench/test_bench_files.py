@@ -86,7 +86,8 @@ def test_pictures_and_pages_are_checked_first(
 ) -> None:
     monkeypatch.setattr(report, "read", None)
     for command, name, message in (
-        ("plot", "x.xyz", ".svg"), ("plot", "c.csv/x.png", "cannot write in"), ("report", "x.png", ".html"),
+        ("plot", "x.xyz", ".svg"), ("plot", "c.csv/x.png", "there is no directory"),
+        ("plot", "no/x.png", "there is no directory"), ("report", "x.png", ".html"),
     ):  # fmt: skip
         (tmp_path / "c.csv").touch()
         assert main(["bench", command, str(tmp_path / "c.csv"), "--out", str(tmp_path / name)]) == 2

@@ -259,3 +259,14 @@ def test_clearing_asks_and_takes_one_device(capsys: pytest.CaptureFixture[str]) 
     assert [file for file in files if file and file.exists()] == files[:1]
     assert main(["cache", "list", "--yes"]) == 2
     assert "--device and --yes go with cache clear" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_cache_that_cannot_be_written_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(tune, "tune_problems", None)
+    assert main(["tune"]) == 2
+    assert "set LK_TRITON_CACHE_DIR to a directory to write to" in capsys.readouterr().err
