@@ -71,7 +71,7 @@ def _by_torch(form: str, channels_last: bool = False, compile_it: bool = False) 
 
     def build(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
         module = torch_form(deepcopy(model).convert(form)).to(dtype).to(memory_format=order)
-        module.cpu_memory_format = order
+        module.channels_last_on_cpu = channels_last
         made = Form(module, order, module)
         return compiled(made) if compile_it else made
 

@@ -311,7 +311,12 @@ class ConvUnit(nn.Module):
 
     @torch.no_grad()
     def fuse(self, pre_norm: _BatchNorm | None = None) -> ConvUnit:
-        """Fold ``bn``, and the BatchNorm that stands in front of a 1x1 convolution, into the convolution, in place."""
+        """Fold ``bn``, and the BatchNorm that stands in front of a 1x1 convolution, into the convolution, in place.
+
+        Does nothing where there is none of both.
+        """
+        if self.fused and pre_norm is None:
+            return self
         weight, bias = self.conv.weight, self.conv.bias
         dtype = weight.dtype
         weight, bias = weight.double(), None if bias is None else bias.double()

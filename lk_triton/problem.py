@@ -6,8 +6,10 @@ A ``ConvProblem`` is a depthwise convolution, a ``DenseProblem`` one that sums o
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 ACTIVATIONS = ("relu", "gelu", "silu")
 """Fused activations. ``gelu`` is the exact one (erf)."""
@@ -370,7 +372,17 @@ def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     Raises:
         ValueError: it is neither an int nor two, or one is below ``least``.
     """
-    both = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in both):
+    given = tuple(value) if isinstance(value, Sequence) else (value, value)
+    both = [v if type(v) is int else _index(v) for v in given]
+    h, w = both if len(both) == 2 else (None, None)
+    if h is None or w is None or min(h, w) < least:
         raise ValueError(f"{name} must be an int or (h, w) of at least {least}, got {value!r}")
-    return both[0], both[1]
+    return h, w
+
+
+def _index(value: Any) -> int | None:
+    """Another type's integer, such as numpy's, as an int; None for what is none, and for bool."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

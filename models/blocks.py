@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import Self
 
 from lk_triton import conv_ffn, conv_stem, layout
 from lk_triton.algorithms.convffn import WIDTHS
@@ -109,13 +110,13 @@ class _ResidualBlock(nn.Module):
             return x + self.drop_path(self.pw2(y))
         return self.pw2(y, x, out_layout)
 
-    def fuse(self) -> None:
-        """Fold every BatchNorm, in place. A large kernel must be merged already."""
+    def fuse(self) -> Self:
+        """Merge the kernels and fold every BatchNorm, in place; does nothing where that is done. ``timm`` calls this too."""
         raise NotImplementedError
 
     def _fuse(self, pre_norm: nn.Module) -> nn.Module:
         """Fold every BatchNorm; returns what stands in the place of ``pre_norm``."""
-        self.pw1.fuse(cast("_BatchNorm", pre_norm))
+        self.pw1.fuse(pre_norm if isinstance(pre_norm, _BatchNorm) else None)
         self.pw2.fuse()
         return nn.Identity().eval()
 
@@ -141,8 +142,10 @@ class RepLKBlock(_ResidualBlock):
         """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
         return self._close(self.large_kernel(self.pw1(self.prelkb_bn(x))), x, out_layout)
 
-    def fuse(self) -> None:
+    def fuse(self) -> Self:
+        self.large_kernel.reparameterize(prepare=False)
         self.prelkb_bn = self._fuse(self.prelkb_bn)
+        return self
 
 
 class ConvFFN(_ResidualBlock):
@@ -169,8 +172,9 @@ class ConvFFN(_ResidualBlock):
             return conv_ffn(x, first.weight, biases[0], second.weight, biases[1], x, out_layout=out_layout)
         return self._close(self.pw1(self.preffn_bn(x)), x, out_layout)
 
-    def fuse(self) -> None:
+    def fuse(self) -> Self:
         self.preffn_bn = self._fuse(self.preffn_bn)
+        return self
 
 
 class RepLKNetStage(nn.Module):
@@ -206,12 +210,13 @@ class RepLKNetStage(nn.Module):
             if isinstance(block, RepLKBlock):
                 block.large_kernel.reparameterize(prepare=False)
 
-    def fuse(self) -> None:
-        """Fold every BatchNorm, in place. The large kernels must be merged already."""
+    def fuse(self) -> Self:
+        """Merge the kernels and fold every BatchNorm, in place; does nothing where that is done. ``timm`` calls this too."""
         for block in self.blocks:
             cast("_ResidualBlock", block).fuse()
         if isinstance(self.norm, _BatchNorm):
             self.norm = ChannelAffine.from_batch_norm(self.norm)
+        return self
 
 
 def in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, images: int | None) -> Tensor:

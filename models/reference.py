@@ -44,7 +44,7 @@ def torch_form(model: RepLKNet) -> RepLKNet:
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     by_torch = copy.deepcopy(model, shared)
-    by_torch.cpu_memory_format = torch.contiguous_format
+    by_torch.channels_last_on_cpu = False
     for parent in list(by_torch.modules()):
         for name, child in parent.named_children():
             if isinstance(child, (nn.Conv2d, FusedConv2d)):

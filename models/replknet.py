@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lk_triton.bank import Banked
-from lk_triton.nn import ChannelAffine, ConvUnit
+from lk_triton.nn import ChannelAffine, ConvUnit, ReparamDepthwiseConv2d
 
 from .blocks import (
     ConvFFN,
@@ -114,8 +114,7 @@ class RepLKNet(nn.Module):
         self.num_features = self.head_hidden_size = channels[-1]
         self.out_indices = None if out_indices is None else _stages(out_indices, len(layers), "out_indices")
         self.num_classes = num_classes if out_indices is None else 0
-        self.form = "fused" if fused else "merged" if merged else "training"
-        self.cpu_memory_format = torch.channels_last
+        self.channels_last_on_cpu = True
         self.grad_checkpointing = False
         self.chunk: int | None = None
         self.feature_info = [
@@ -201,7 +200,7 @@ class RepLKNet(nn.Module):
         stores them contiguously itself."""
         self._check_input(x)
         if by_torch(x):
-            x = x.contiguous(memory_format=self.cpu_memory_format)
+            x = x.contiguous(memory_format=torch.channels_last if self.channels_last_on_cpu else torch.contiguous_format)
         x = in_chunks(self._run_stem, x, self.chunk)
         kept = []
         for i, stage in enumerate(self.stages):
@@ -238,6 +237,16 @@ class RepLKNet(nn.Module):
         return self.norm if is_last and self.out_indices is None else self._stage(index).norm
 
     # ---- the three forms -------------------------------------------------------------------------------------------
+
+    @property
+    def form(self) -> str:
+        """``"training"``, ``"merged"`` or ``"fused"``: as far as every part is converted."""
+        parts = [self.stem, self.stages, self.transitions, *([] if self.out_indices is not None else [self.norm])]
+        modules = [module for part in parts for module in part.modules()]
+        if not any(isinstance(module, _BatchNorm) for module in modules):
+            return "fused"
+        merged = all(module.merged for module in modules if isinstance(module, ReparamDepthwiseConv2d))
+        return "merged" if merged else "training"
 
     def structural_reparam(self) -> RepLKNet:
         """Training form -> merged form, in place: the small kernels and their BatchNorms go into the large kernels."""
@@ -276,7 +285,6 @@ class RepLKNet(nn.Module):
         stages = [self._stage(i) for i in range(len(self.stages))]
         for stage in stages:
             stage.merge()
-        self.form = "merged"
         if form == "merged":
             return self
         for part in (self.stem, self.transitions):
@@ -287,7 +295,6 @@ class RepLKNet(nn.Module):
             stage.fuse()
         if self.out_indices is None:
             self.norm = ChannelAffine.from_batch_norm(cast("_BatchNorm", self.norm))
-        self.form = "fused"
         return self
 
     def prepare(self, *example_shapes: Sequence[int]) -> RepLKNet:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lk_triton.nn import ChannelAffine, ConvUnit, DepthwiseConv2d, ReparamDepthwiseConv2d, from_conv_bn
+from lk_triton import depthwise_conv2d
+from lk_triton.nn import ChannelAffine, ConvUnit, DepthwiseConv2d, PointwiseConv2d, ReparamDepthwiseConv2d, from_conv_bn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 UNIREPLKNET = ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5))
@@ -68,6 +71,16 @@ def test_padding_is_kept_as_numbers() -> None:
     assert DepthwiseConv2d(2, 3, dilation=(1, 4)).padding == (1, 4)
     assert DepthwiseConv2d(2, 4, padding="valid").padding == (0, 0)
     assert DepthwiseConv2d(2, 4, padding=2).padding == (2, 2)
+
+
+def test_numpy_integers() -> None:
+    one: Any = np.int64(1)
+    sizes: Any = (np.int32(3), np.uint8(5))
+    layer = DepthwiseConv2d(2, sizes, stride=one, padding=(one, one + 1), dilation=one)
+    assert layer.kernel_size == (3, 5)
+    assert [type(v) for v in (*layer.kernel_size, *layer.stride, *layer.padding)] == [int] * 6
+    y = depthwise_conv2d(torch.randn(1, 2, 8, 8), layer.weight, stride=one, padding=(one, one + 1))
+    assert y.shape == (1, 2, 8, 8)
 
 
 def test_depthwise_errors() -> None:
@@ -289,6 +302,7 @@ def test_bad_arguments_are_named() -> None:
         ({"kernel_size": 3, "precision": "foo"}, "precision must be None or one of"),
         ({"kernel_size": 3, "stride": 0}, "stride must be an int or"),
         ({"kernel_size": 3, "padding": True}, "padding must be an int or"),
+        ({"kernel_size": 3, "padding": np.float64(1)}, "padding must be an int or"),
     )
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -298,3 +312,29 @@ def test_bad_arguments_are_named() -> None:
     for shape, message in shapes.items():
         with pytest.raises(ValueError, match=message):
             layer.prepare(shape)
+
+
+@torch.no_grad()
+def test_timm_reparameterizes_networks_of_our_modules() -> None:
+    class Network(nn.Module):
+        """Attributes, lists and nesting, as in networks of others."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.large = ReparamDepthwiseConv2d(4, 13, UNIREPLKNET, "relu")
+            self.units = nn.ModuleList([ConvUnit(PointwiseConv2d(4, 4, bias=False), "gelu"), ConvUnit(nn.Conv2d(4, 4, 3))])
+            self.plain = DepthwiseConv2d(4, 5, activation="silu")
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.plain(self.units[1](self.units[0](self.large(x)))))
+
+    network = randomized(Network())
+    x = torch.randn(2, 4, 9, 9)
+    expected = network(x)
+    converted: Any = reparameterize_model(network)
+    torch.testing.assert_close(converted(x), expected, rtol=1e-4, atol=1e-4)
+    assert converted.large.merged
+    assert all(unit.fused for unit in converted.units)
+    assert not network.large.merged
+    torch.testing.assert_close(reparameterize_model(converted)(x), expected, rtol=1e-4, atol=1e-4)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections import Counter
 from typing import Any, cast
 
 import pytest
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lk_triton.bank import Banked
 from lk_triton.models import RepLKNet, create_model, published_form, randomize_
+from lk_triton.models.reference import torch_form
 from lk_triton.nn import ChannelAffine, DepthwiseConv2d
 
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "num_classes": 10}
@@ -56,6 +59,33 @@ def test_nan_in_an_image_reaches_its_logits_in_every_form(dtype: torch.dtype, no
         y = copy.deepcopy(model).convert(form).prepare(IMAGES)(x)
         assert y[0].isfinite().all()
         assert y[1].isnan().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"out_indices": (0, 3), "norm_intermediate_features": True}], ids=["head", "maps"])
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "inside another"])
+@torch.inference_mode()
+def test_timm_reparameterizes_ours(options: dict[str, Any], inside: bool) -> None:
+    model, x = tiny(**options), torch.randn(IMAGES)
+    for form in ("training", "merged", "fused"):
+        given = copy.deepcopy(model).convert(form)
+        converted: Any = reparameterize_model(nn.Sequential(given) if inside else given)
+        network = converted[0] if inside else converted
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+        assert (given.form, network.form) == (form, "fused" if inside or form == "fused" or options else "merged")
+        torch.testing.assert_close(network.reparameterize()(x), model(x), rtol=1e-4, atol=1e-5)
+        assert not any(isinstance(m, _BatchNorm) for m in network.modules())
+
+
+@pytest.mark.parametrize("form", ["training", "merged", "fused"])
+@torch.inference_mode()
+def test_a_whole_network_is_saved_and_loaded(form: str) -> None:
+    model, x, file = tiny().convert(form).prepare(), torch.randn(IMAGES), io.BytesIO()
+    torch.save(model, file, pickle_protocol=2)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded.form == form
+    torch.testing.assert_close(loaded(x), model(x))
+    torch.save(torch_form(model), io.BytesIO())
 
 
 @torch.inference_mode()
