@@ -88,6 +88,11 @@ def _graph(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
     return Form(lk_triton.graph(fused, shape), torch.contiguous_format, fused, "lk_triton.graph")
 
 
+def _published_graph(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
+    form = _by_torch("training")(model, dtype, shape)
+    return form._replace(call=lk_triton.graph(form.module, shape), config="eager, lk_triton.graph")
+
+
 def _graph_pdl(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
     before = os.environ.get(PDL)
     os.environ[PDL] = "1"
@@ -104,6 +109,7 @@ def _reduce_overhead(model: RepLKNet, dtype: torch.dtype, shape: Shape) -> Form:
 
 FORMS: dict[str, Build] = {
     "published": _by_torch("training"),
+    "published_graph": _published_graph,
     "merged": _by_torch("merged"),
     "merged_channels_last": _by_torch("merged", channels_last=True),
     "folded": _by_torch("fused"),
@@ -117,11 +123,11 @@ FORMS: dict[str, Build] = {
     "merged_channels_last_compile": _by_torch("merged", channels_last=True, compile_it=True),
     "merged_compile": _by_torch("merged", compile_it=True),
 }
-"""The authors' default; the large and small kernels merged, by torch in either layout; all BatchNorms folded too; the fused
-network as it is, as a CUDA graph, as one whose kernels start early, and under ``torch.compile(mode="reduce-overhead")``;
-torch's again, compiled. What compiles comes last."""
+"""The authors' default, as it is and as a CUDA graph; the large and small kernels merged, by torch in either layout; all
+BatchNorms folded too; the fused network as it is, as a CUDA graph, as one whose kernels start early, and under
+``torch.compile(mode="reduce-overhead")``; torch's again, compiled. What compiles comes last."""
 
-GPU_ONLY = ("lk_triton_graph", "lk_triton_graph_pdl", "lk_triton_compile")
+GPU_ONLY = ("published_graph", "lk_triton_graph", "lk_triton_graph_pdl", "lk_triton_compile")
 """Forms of CUDA graphs."""
 
 PEERS = {

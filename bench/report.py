@@ -16,7 +16,7 @@ import torch
 from tabulate import tabulate
 
 import lk_triton
-from lk_triton.device import interpreted
+from lk_triton.device import interpreted, rehearsal
 from lk_triton.tuning.timing import Timing
 
 from .usage import UsageError, check_out
@@ -26,13 +26,14 @@ FIELDS = (
     "p20_us", "p50_us", "p80_us", "min_us", "spread", "gb_per_s", "nominal_tflops", "useful_tflops", "images_per_s",
     "latency_p50_us", "latency_p99_us", "calls", "activation_mb", "weight_mb", "bank_mb",
     "depthwise_share", "pointwise_share", "rest_share", "kernels", "estimate_us",
-    "floor_us", "floor_limiter", "floor_ratio", "peer", "speedup", "error", "torch_error", "gate", "note",
+    "floor_us", "floor_limiter", "floor_ratio", "peer", "speedup", "graph_speedup", "error", "torch_error", "gate", "note",
     "device", "sms", "torch_version", "triton_version", "lk_triton_version", "commit", "config", "problem", "timestamp",
+    "rehearsal",
 )  # fmt: skip
 """Columns. GB/s: of the bytes that must move. Nominal FLOP: every tap; useful: those that meet a pixel. ``floor_ratio``: time
-over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton; of networks over the published form. ``gate``: ok,
-failed, peer (other weights, nothing to compare with), or empty (did not run). ``sms``: the GPU's number of them. ``problem``:
-all its fields as JSON.
+over floor. ``speedup``: over ``peer``, the fastest that is not lk_triton; of networks over the published form, and
+``graph_speedup`` over that as a CUDA graph. ``gate``: ok, failed, peer (other weights, nothing to compare with), or empty (did
+not run). ``sms``: the GPU's number of them. ``problem``: all its fields as JSON. ``rehearsal``: true, or empty.
 
 Of networks: latency of single calls, each waited for, of how many; in 10^6 bytes, peak memory of a forward beside its weights,
 these with their banks, and the banks alone; shares of the kernels' time, and how many kernels; the cost model's sum over the
@@ -47,6 +48,7 @@ WORDS = ("kernel_name", "provider", "peer", "gate", "note", "device", "dtype", "
 TEXT = (
     "kernel_name", "provider", "dtype", "layout", "floor_limiter", "peer", "gate", "note", "device", "torch_version",
     "triton_version", "lk_triton_version", "commit", "config", "problem", "timestamp", "error", "torch_error",
+    "rehearsal",
 )  # fmt: skip
 """Columns that need be no finite numbers."""
 
@@ -75,6 +77,7 @@ def facts(device: torch.device) -> Row:
         "lk_triton_version": lk_triton.__version__,
         "commit": commit(),
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "rehearsal": "true" if rehearsal() else "",
     }
 
 
@@ -149,6 +152,12 @@ def kept(file: Path | None, rows: Sequence[Mapping[str, object]]) -> bool:
         print(f"error: these rows are not in {file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return False
     return True
+
+
+def done(file: Path, facts: Mapping[str, object]) -> dict[tuple[str, str], dict[str, str]]:
+    """(kernel_name, provider) -> the last row in ``file`` of the same device, commit, batch, size and dtype."""
+    same = {name: str(facts[name]) for name in ("device", "commit", "rehearsal", "n", "c", "h", "w", "dtype")}
+    return {(row["kernel_name"], row["provider"]): row for row in read([file]) if same.items() <= row.items()}
 
 
 def read(files: Iterable[Path]) -> list[dict[str, str]]:
