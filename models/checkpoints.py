@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lk_triton.log import logger
+
+from .checkpoint_file import read, safetensors
 from .replknet import FORMS, RepLKNet
 
 WRAPPERS = ("model", "state_dict", "module")
@@ -25,7 +29,23 @@ HEADS = ("head.fc.", "head.cls_22k.")
 BODY = ("stem.", "transitions.", "stages.")
 """What a backbone takes of a file."""
 
+ANY_WEIGHTS = "stem.0.conv.weight"
+"""A key that every RepLKNet has, in every form."""
+
 State = dict[str, Tensor]
+
+
+class CheckpointMismatch(ValueError):
+    """The keys or shapes of a file are not those of the model.
+
+    Attributes:
+        text: what differs, without advice for callers of ``load_checkpoint``.
+        looks_like: the registered network that the file fits, where there is one.
+    """
+
+    def __init__(self, text: str, looks_like: str | None, advice: str) -> None:
+        super().__init__(text + advice)
+        self.text, self.looks_like = text, looks_like
 
 
 class CheckpointInfo(NamedTuple):
@@ -41,9 +61,8 @@ def inspect_checkpoint(file: str | os.PathLike[str]) -> CheckpointInfo:
     Raises:
         FileNotFoundError, ImportError, ValueError: as ``load_checkpoint``.
     """
-    state = _normalize(_read(file), file)
-    head = state.get("head.weight")
-    return CheckpointInfo(_form_of(state, file), 0 if head is None else len(head))
+    state = _normalize(_unwrap(read(file), file), file)
+    return CheckpointInfo(_form_of(state, file), _classes(state, file) or 0)
 
 
 def load_checkpoint(model: RepLKNet, file: str | os.PathLike[str], strict: bool = True) -> tuple[list[str], list[str]]:
@@ -64,16 +83,27 @@ def load_checkpoint(model: RepLKNet, file: str | os.PathLike[str], strict: bool 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: a .safetensors file without the package safetensors.
-        ValueError: the file is truncated, no checkpoint or no RepLKNet; its form lies behind the model's; keys, shapes or
-            the number of classes differ. The text names the file and the keys; the model is as it was.
+        ValueError: the file is damaged, no checkpoint or no RepLKNet; its form lies behind the model's; keys, shapes or the
+            number of classes differ (``CheckpointMismatch``, which also says whether the file looks like another network);
+            a tensor is sparse, quantized or of integers, holds NaN or Inf, or is a negative variance. The text names the
+            file and the keys; the model is as it was.
     """
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("the model is on the meta device and holds no weights: call model.to_empty(device='cpu') first")
-    state = _for_target(_normalize(_read(file), file), model)
+    content = read(file)
+    weights = _unwrap(content, file)
+    others = [key for key, value in content.items() if value is not weights and _has_weights(value)]
+    if others:
+        taken = next((f"under {key!r}" for key in content if content[key] is weights), "at its top")
+        logger.warning("%s holds weights under %s too: those %s are taken", file, ", ".join(map(repr, others)), taken)
+    state = _for_target(_normalize(weights, file), model)
     _check_head(state, model, file)
     form = _form_of(state, file)
     source = model if form == model.form else _twin(model, form, file)
-    missing, unexpected = _compare(state, source.state_dict(), strict, file)
+    wanted = source.state_dict()
+    _check(state, wanted, _why_not_plain, file)
+    missing, unexpected = _compare(state, wanted, strict, file)
+    _check(state, wanted, _why_no_weight, file)
     if source is not model:
         state = _convert(state, missing, source, model.form, file)
     model.load_state_dict(state, strict=False)
@@ -90,7 +120,7 @@ def save_checkpoint(model: RepLKNet, file: str | os.PathLike[str]) -> None:
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     try:
         if path.suffix == ".safetensors":
-            _safetensors().save_file(state, str(temporary))
+            safetensors().save_file(state, str(temporary))
         else:
             torch.save(state, temporary)
         temporary.replace(path)
@@ -98,43 +128,38 @@ def save_checkpoint(model: RepLKNet, file: str | os.PathLike[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(file: str | os.PathLike[str]) -> Any:
-    """What the file holds, on the CPU; never executes code from it."""
-    path = Path(file)
-    if path.suffix == ".safetensors":
-        load = _safetensors().load_file
+def _unwrap(content: Any, file: str | os.PathLike[str]) -> Mapping[Any, Any]:
+    """The mapping in ``content`` that holds tensors, at the top or under ``WRAPPERS``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    outermost, seen = content, []
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        if any(content is one for one in seen):  # a pickle may contain itself
+            break
+        seen.append(content)
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
     else:
-
-        def load(name: str) -> Any:
-            # Upstream's training checkpoints carry their command line as an argparse.Namespace, which is plain data.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(name, map_location="cpu", weights_only=True)
-
-    try:
-        return load(str(path))
-    except OSError:
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"cannot read {path} as a checkpoint: {type(error).__name__}: {reason}; is it whole, and a file of tensors only?"
-        ) from error
+        if isinstance(content, Mapping):
+            return content
+    keys = shorten(", ".join(map(repr, outermost)), 100) if isinstance(outermost, Mapping) else ""
+    found = f"found the keys {keys} and no tensors under {' or '.join(WRAPPERS)}" if keys else "found no tensors"
+    raise _foreign(file, found)
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("reading and writing .safetensors needs: pip install 'lk-triton[demo]'") from error
-    return safetensors.torch
+def _foreign(file: str | os.PathLike[str], found: str) -> ValueError:
+    return ValueError(f"{file} is no RepLKNet checkpoint: expected keys such as {ANY_WEIGHTS}, {found}")
 
 
-def _normalize(content: Any, file: str | os.PathLike[str]) -> State:
+def _has_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(key, str) and key.endswith(ANY_WEIGHTS) for key in value)
+
+
+def _normalize(content: Mapping[Any, Any], file: str | os.PathLike[str]) -> State:
     """The weights in ``content`` under the published keys."""
-    while isinstance(content, Mapping) and not any(isinstance(v, Tensor) for v in content.values()):
-        content = next((content[key] for key in WRAPPERS if key in content), None)
     state: State = {}
-    for key, tensor in content.items() if isinstance(content, Mapping) else ():
+    for key, tensor in content.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             continue
         for prefix in PREFIXES:
@@ -142,11 +167,10 @@ def _normalize(content: Any, file: str | os.PathLike[str]) -> State:
         for head in HEADS:
             key = f"head.{key.removeprefix(head)}" if key.startswith(head) else key
         state[key] = tensor
-    if "stem.0.conv.weight" not in state:
-        found = f"found {', '.join(sorted(state)[:3])}, ..." if state else "found no tensors"
-        raise ValueError(f"{file} is no RepLKNet checkpoint: expected keys such as stem.0.conv.weight, {found}")
-    stages = {key.split(".")[1] for key in state if key.startswith("stages.")}
-    normed = {key.split(".")[1] for key in state if key.startswith("stages.") and key.split(".")[2] == "norm"}
+    if ANY_WEIGHTS not in state:
+        raise _foreign(file, f"found {shorten(', '.join(sorted(state)[:3]), 100)}, ..." if state else "found no tensors")
+    stages = {match[1] for key in state if (match := re.match(r"stages\.(\d+)\.", key))}
+    normed = {match[1] for key in state if (match := re.match(r"stages\.(\d+)\.norm\.", key))}
     if len(stages) > 1 and normed == {max(stages, key=int)} and "norm.weight" not in state:
         # mmpretrain keeps a classifier's final norm in its last stage.
         own = f"stages.{normed.pop()}.norm."
@@ -161,14 +185,58 @@ def _for_target(state: State, model: RepLKNet) -> State:
     return state if model.num_classes else {key: t for key, t in state.items() if not key.startswith("head.")}
 
 
+def _classes(state: State, file: str | os.PathLike[str]) -> int | None:
+    """Of the head; None where there is none."""
+    if "head.weight" not in state:
+        return None
+    _check(state, ["head.weight"], _why_not_plain, file)
+    shape = tuple(state["head.weight"].shape)
+    if len(shape) != 2:
+        raise ValueError(f"{file}: head.weight has the shape {shape}, expected (classes, channels)")
+    return shape[0]
+
+
 def _check_head(state: State, model: RepLKNet, file: str | os.PathLike[str]) -> None:
-    head = state.get("head.weight")
-    if head is not None and head.shape[0] != model.num_classes:
+    classes = _classes(state, file)
+    if classes not in (None, model.num_classes):
         raise ValueError(
-            f"{file} has a head of {head.shape[0]} classes, the model has {model.num_classes}: build the model with "
-            f"num_classes={head.shape[0]}, or with num_classes=0 to load all but the head and then reset_classifier("
+            f"{file} has a head of {classes} classes, the model has {model.num_classes}: build the model with "
+            f"num_classes={classes}, or with num_classes=0 to load all but the head and then reset_classifier("
             f"{model.num_classes})"
         )
+
+
+def _check(
+    state: State, keys: Iterable[str], why_not: Callable[[str, Tensor], str | None], file: str | os.PathLike[str]
+) -> None:
+    """Refuse what ``load_state_dict`` would trip over half-way, or take without a word.
+
+    Raises:
+        ValueError: ``why_not`` has a reason against one of the tensors called ``keys``.
+    """
+    for key in keys:
+        reason = why_not(key, state[key]) if key in state else None
+        if reason is not None:
+            raise ValueError(f"{file}: {key} {reason}")
+
+
+def _why_not_plain(key: str, tensor: Tensor) -> str | None:
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return "is sparse, quantized, nested or without data, expected a plain tensor"
+    counts = key.endswith("num_batches_tracked")
+    floating, other = tensor.is_floating_point(), tensor.is_complex() or tensor.dtype == torch.bool
+    if other or floating == counts or (floating and tensor.itemsize < 2):
+        expected = "an integer" if counts else "float16, bfloat16, float32 or float64"
+        return f"is of {str(tensor.dtype).removeprefix('torch.')}, expected {expected}"
+    return None
+
+
+def _why_no_weight(key: str, tensor: Tensor) -> str | None:
+    if not tensor.isfinite().all():
+        return "holds NaN or Inf"
+    if key.endswith("running_var") and (tensor < 0).any():
+        return "holds negative numbers, which are no variances"
+    return None
 
 
 def _form_of(state: State, file: str | os.PathLike[str]) -> str:
@@ -218,8 +286,31 @@ def _compare(state: State, wanted: State, strict: bool, file: str | os.PathLike[
         problems += [f"unexpected keys: {_listed(unexpected)}"] if unexpected else []
     if problems:
         advice = "" if shapes else "; strict=False loads what fits"
-        raise ValueError(f"{file} does not fit the model: {'; '.join(problems)}{advice}")
+        looks_like = _name_of(state, _form_of(state, file)) if _body(state) != _body(wanted) else None
+        named = f", it looks like {looks_like}" if looks_like else ""
+        raise CheckpointMismatch(f"{file} does not fit the model{named}: {'; '.join(problems)}", looks_like, advice)
     return missing, unexpected
+
+
+def _body(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of stem, stages and transitions; norms of stages, and counters, which some files lack, left out."""
+    left_out = re.compile(r"stages\.\d+\.norm\.|.*num_batches_tracked$")
+    return {key: tuple(t.shape) for key, t in state.items() if key.startswith(BODY) and not left_out.match(key)}
+
+
+def _name_of(state: State, form: str) -> str | None:
+    """The registered network whose keys and shapes these are."""
+    from .registry import create_model, list_models
+
+    options: dict[str, Any] = {} if form == "training" else {form: True}
+    found, body = None, _body(state)
+    for name in list_models():
+        try:
+            model = create_model(name, num_classes=0, device="meta", **options)
+        except TypeError:  # somebody's own, which takes other arguments
+            continue
+        found = name if _body(model.state_dict()) == body else found
+    return found
 
 
 def _module_of(key: str) -> str:

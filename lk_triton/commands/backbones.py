@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..models import create_model, inspect_checkpoint, list_models, randomize_
+from ..models import CheckpointMismatch, create_model, inspect_checkpoint, list_models, randomize_
 from . import CommandError, images, missing_extra
 
 SEED = 0
@@ -81,7 +81,8 @@ class Source:
         except CommandError:
             raise
         except Exception as error:  # foreign constructors and downloads raise almost anything
-            reason = shorten(str(error) or type(error).__name__, 400)  # torch lists each key of a checkpoint that does not fit
+            text = error.text if isinstance(error, CheckpointMismatch) else str(error)
+            reason = shorten(text or type(error).__name__, 400)  # torch lists each key of a checkpoint that does not fit
             file = f" from {self.checkpoint}" if self.checkpoint and self.kind == "timm" else ""  # ours name it themselves
             raise CommandError(f"cannot build {self.name}{file}: {reason}") from error
         return Backbone(found.module.eval().requires_grad_(False).to(device), found.normalization, found.weights)

@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, cast
 
 import torch
@@ -19,12 +20,15 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..log import logger
-from ..models import RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
+from ..models import CheckpointMismatch, RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
 from ..tuning.timing import Timing
 from . import CommandError, classes, images, missing_extra, output, timing, versions
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far the fused form may be from the float32 training form, relative, over a whole network."""
+
+LONGEST = 400
+"""Characters of an error that lists the keys of a checkpoint."""
 
 FORMS = ("published", "training_form", "fused")
 SEED = 0
@@ -147,6 +151,9 @@ def build(name: str, checkpoint: str | None, device: torch.device, dtype: torch.
             reference = create_model(name, checkpoint, num_classes=num_classes, **({form: True} if form != "training" else {}))
     except OSError as error:
         raise CommandError(f"cannot read {checkpoint}: {error.strerror or error}") from None
+    except CheckpointMismatch as error:
+        better = f"{checkpoint} does not fit {name}: it looks like {error.looks_like}: --model {error.looks_like}"
+        raise CommandError(better if error.looks_like else shorten(error.text, LONGEST)) from None
     except (ValueError, ImportError) as error:
         raise CommandError(str(error)) from error
     reference = reference.eval().to(device)
