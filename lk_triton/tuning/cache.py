@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..device import Device
+from ..device import Device, rehearsal
 from ..log import logger
 from ..problem import Problem
 from . import entry as entries
@@ -298,7 +298,7 @@ def _old_entries(file: Path, device: str) -> list[Any]:
 
 def text(device: str, arch: str, found: Sequence[Any]) -> str:
     """A table as the text of its file: each field of an entry on a line of its own, so that eyes and diffs can read it."""
-    header = {MARK: FORMAT, "device": device, "arch": arch}
+    header = {MARK: FORMAT, "device": device, "arch": arch} | ({"rehearsal": True} if rehearsal() else {})
     blocks = []
     for raw in found:
         fields = raw.items() if isinstance(raw, dict) else ()

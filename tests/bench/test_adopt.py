@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ def out(tmp_path: Path) -> Path:
 
 
 def visit(folder: Path, scale: float = 1.0, rehearsal: str = "") -> Path:
-    """The files of a visit; ``scale`` multiplies every time."""
+    """The files of a visit; ``scale`` changes every figure: our times, more so the peers', and the spread."""
     folder.mkdir()
-    times = {provider: multiple * scale for provider, multiple in TIMES.items()}
+    times = {provider: multiple * (scale if "lk" in provider else scale**2) for provider, multiple in TIMES.items()}
     write_csv(folder / "conv.csv", [*made.rows(times, "31b-224-*-n64", "table1-r16-k[37]-*")], rehearsal)
     networks = [
         network_row("published", 64, 60e3 * scale), network_row("lk_triton", 64, 70e3 * scale, 60 / 70 * scale),
@@ -85,7 +86,7 @@ def network_row(form: str, n: int, us: float, speedup: float = 1.0, gate: str = 
     row = {key: row[key] for key in ("device", "torch_version", "triton_version", "lk_triton_version", "commit")}
     row |= {"kernel_name": "convnext_base" if "/" in form else "replknet_31b-224", "provider": form, "n": n, "c": 3, "h": 224}
     row |= {"dtype": "float16", "gate": gate, "note": note}
-    return row if gate == "failed" else row | {"p50_us": us, "images_per_s": n * 1e6 / us, "speedup": speedup, "spread": 1.0}
+    return row if gate == "failed" else row | {"p50_us": us, "images_per_s": n * 1e6 / us, "speedup": speedup, "spread": speedup}
 
 
 def write_csv(file: Path, rows: list[report.Row], rehearsal: str = "") -> None:
@@ -135,7 +136,7 @@ def test_a_visit_is_adopted(tree: Path, out: Path) -> None:
     assert stages == {256: 99.0, 128: 200.0, 512: 30.0}  # kept, replaced, new; the stale one is dropped
     assert "2 plans adopted, 1 kept, 1 stale ones dropped" in said
     readme = (tree / "README.md").read_text()
-    assert "| replknet_31b-224 | 64 | `lk_triton_graph` | 10 667 | 6 | 1.00 | 10.00 |" in readme
+    assert "| replknet_31b-224 | 64 | `lk_triton_graph` | 10 667 | 6 | 10.00 | 10.00 |" in readme
     assert "**0.86, slower**" in readme
     assert "| 64x128x56x56 | 31x31 | bias, relu |" in readme
     assert "(`torch`) | 6.00 |" in readme
@@ -258,6 +259,20 @@ def test_what_ran_in_the_interpreter_is_a_rehearsal(tree: Path, out: Path) -> No
         adopt.adopt(tree, [out])
 
 
+def test_plans_that_a_rehearsal_saves_are_refused(
+    tree: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LK_TRITON_REHEARSAL", "1")
+    monkeypatch.setenv("LK_TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    found = entry.from_json(plan_entry("31b-224-stage3-n64", 30.0))
+    file = cache.record(replace(H100, name=made.GPU), [found])
+    assert file is not None
+    shutil.copy(file, out / "tuned.json")
+    monkeypatch.delenv("LK_TRITON_REHEARSAL")
+    with pytest.raises(usage.UsageError, match=r"tuned\.json is of a rehearsal"):
+        adopt.adopt(tree, [out])
+
+
 @pytest.mark.parametrize("failing", [1, 3])
 def test_a_write_that_fails_leaves_all_as_it_was(failing: int, tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, real, count = content(tree), os.replace, 0
@@ -292,7 +307,6 @@ def test_a_rehearsal_fills_a_scratch_folder(tree: Path, tmp_path: Path) -> None:
 
 def test_every_figure_of_a_rehearsal_is_marked(tree: Path, tmp_path: Path) -> None:
     """Two rehearsals that differ in their times alone: whatever differs in the pages is a figure, and is marked."""
-    shutil.copytree(ROOT / "bench" / "results", tree / "bench" / "results", dirs_exist_ok=True)  # marked too
     for scale, name in ((1.0, "slow"), (1.7, "slower")):
         adopt.adopt(tree, [visit(tmp_path / f"out-{name}", scale, "true")], tmp_path / name)
     differing = 0
@@ -303,7 +317,15 @@ def test_every_figure_of_a_rehearsal_is_marked(tree: Path, tmp_path: Path) -> No
                 differing += 1
                 assert "(rehearsal" in first, f"{page}: {first!r}"
     assert differing > 30
-    assert "10 297 (rehearsal)" in (tmp_path / "slow" / "bench/results/h100-2026-11/README.md").read_text()
+
+
+def test_what_was_measured_is_marked_too(tree: Path, tmp_path: Path) -> None:
+    """On pages of a rehearsal nobody takes one figure for the other."""
+    shutil.copytree(ROOT / "bench" / "results", tree / "bench" / "results", dirs_exist_ok=True)
+    adopt.adopt(tree, [visit(tmp_path / "out", rehearsal="true")], tmp_path / "scratch")
+    text = (tmp_path / "scratch" / "bench/results/h100-2026-11/README.md").read_text()
+    assert "10 297 (rehearsal)" in text
+    assert "10 297 |" not in text
 
 
 def test_gates_that_were_not_computed_count_in_a_rehearsal_alone(tree: Path, tmp_path: Path) -> None:
