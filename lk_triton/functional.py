@@ -10,10 +10,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from . import device as devices
-from . import library, library_dense, library_ffn, library_stem
+from . import library, library_dense, library_ffn, library_stem, transforms
 from .algorithms import registry, torch_
 from .checks import check_dense, check_depthwise, check_ffn, check_stem
-from .problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
+from .problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from .recorder import problems_of
 from .tuning import agenda, tuner
 from .tuning.plan import Plan, at_least_one_image, plan, refusal
@@ -78,6 +78,11 @@ def dispatch(
     stride, padding, dilation = check_depthwise(x, weight, bias, residual, activation, padding, stride, dilation, precision)
     if algorithm != "auto":
         registry.get(algorithm)
+    if transforms.active(x, weight, bias, residual, algorithm=algorithm):
+        (n, c, h, w), (out_channels, _, kh, kw) = x.shape, weight.shape
+        epilogue = Epilogue(bias is not None, activation, residual is not None)
+        problem = ConvProblem(n, c, h, w, kh, kw, stride, padding, dilation, out_channels // c, epilogue=epilogue)
+        return transforms.convolve(problem, x, weight, bias, residual)
     if not _needs_grad(x, weight, bias, residual):
         return library.op(
             x, weight, bias, residual, bank, stride, padding, dilation, activation, precision, algorithm, bank_format
@@ -172,6 +177,11 @@ def dispatch_dense(
     stride, padding = check_dense(x, weight, bias, residual, activation, stride, padding, precision, out_layout)
     if algorithm != "auto":
         registry.get(algorithm)
+    if transforms.active(x, weight, bias, residual, algorithm=algorithm):
+        (n, c, h, w), (out_channels, _, kh, kw) = x.shape, weight.shape
+        epilogue = Epilogue(bias is not None, activation, residual is not None)
+        problem = DenseProblem(n, c, h, w, out_channels, kh, kw, stride, padding, epilogue=epilogue)
+        return transforms.convolve(problem, x, weight, bias, residual)
     if not _needs_grad(x, weight, bias, residual):
         return library_dense.op(
             x, weight, bias, residual, bank, stride, padding, activation, precision, out_layout, algorithm, bank_format
@@ -214,7 +224,8 @@ def conv_ffn(
     check_ffn(x, w1, b1, w2, b2, residual, activation, precision, out_layout)
     if algorithm != "auto":
         registry.get(algorithm)
-    if not _needs_grad(x, w1, b1, w2, b2, residual):
+    differentiated = transforms.active(x, w1, b1, w2, b2, residual, algorithm=algorithm)
+    if not differentiated and not _needs_grad(x, w1, b1, w2, b2, residual):
         return library_ffn.op(x, w1, b1, w2, b2, residual, activation, precision, out_layout, algorithm)
     _check_gradients(algorithm)
     hidden = dispatch_dense(x, w1, b1, None, activation, 1, 0, precision)
@@ -257,7 +268,8 @@ def conv_stem(
     check_stem(x, (w1, w2, w3), (b1, b2, b3), activation, precision, out_layout)
     if algorithm != "auto":
         registry.get(algorithm)
-    if not _needs_grad(x, w1, b1, w2, b2, w3, b3):
+    differentiated = transforms.active(x, w1, b1, w2, b2, w3, b3, algorithm=algorithm)
+    if not differentiated and not _needs_grad(x, w1, b1, w2, b2, w3, b3):
         return library_stem.op(x, w1, b1, w2, b2, w3, b3, activation, precision, out_layout, algorithm)
     _check_gradients(algorithm)
     y = dispatch_dense(x, w1, b1, None, activation, 2, 1, precision, out_layout)

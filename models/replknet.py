@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lk_triton import transforms
 from lk_triton.bank import Banked
 from lk_triton.nn import ChannelAffine, ConvUnit, ReparamDepthwiseConv2d
 
@@ -199,7 +200,7 @@ class RepLKNet(nn.Module):
         """The last map that was computed and those of the stages in ``keep``, which leave the network: a fused one on a GPU
         stores them contiguously itself."""
         self._check_input(x)
-        if by_torch(x):
+        if by_torch(x) and not transforms.active():  # vmap cannot change the memory order
             x = x.contiguous(memory_format=torch.channels_last if self.channels_last_on_cpu else torch.contiguous_format)
         x = in_chunks(self._run_stem, x, self.chunk)
         kept = []
