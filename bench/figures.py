@@ -15,6 +15,7 @@ from lk_triton.problem import ConvProblem, Problem
 
 from . import model_error, report
 from .cases import cases
+from .contest import REFERENCES
 from .floor import floor
 from .forms import FORMS, peer_forms
 from .measured import Measured, Row, Tuned, algorithm_of, problem_of
@@ -70,11 +71,12 @@ def _networks_of(rows: Sequence[Row], mark: str) -> str:
         (
             row["kernel_name"], row["n"], f"`{row['provider']}`", number(float(row["images_per_s"])) + mark,
             number(float(row["p50_us"]) / 1e3) + mark, f"{float(row['spread'] or 1):.2f}{mark}",
-            times(float(row["speedup"]), mark) if row["speedup"] else APART,
+            *(times(float(row[column]), mark) if row[column] else APART for column in REFERENCES.values()),
         )
         for row in rows
     ]  # fmt: skip
-    heads = ("network", "batch", "form", "images/s", "ms", "slowest / fastest round", "times as fast as `published`")
+    references = [f"times `{name}`" for name in REFERENCES]
+    heads = ("network", "batch", "form", "images/s", "ms", "slowest / fastest round", *references)
     found = {row["provider"] for row in rows}
     absent = [f"`{name}`" for name in (*FORMS, *(peer for peer, _ in peer_forms(224))) if name not in found]
     lack = f"Not measured yet: {', '.join([*absent, NO_PROVIDER])}."

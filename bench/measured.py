@@ -21,7 +21,7 @@ Row = Mapping[str, str]
 NEEDED = ("kernel_name", "provider", "n", "dtype", "p50_us", "gate", "device", "torch_version", "triton_version", "commit")
 """Columns without which a CSV file is none of ours."""
 
-NUMBERS = ("p50_us", "images_per_s", "speedup", "floor_us")
+NUMBERS = ("p50_us", "images_per_s", "spread", "speedup", "graph_speedup", "floor_us")
 GATES = ("ok", "peer")
 """Of rows that are figures. ``not computed`` is one in a rehearsal only."""
 
@@ -123,14 +123,14 @@ def _rows(file: Path) -> Iterator[Row]:
     with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream, restkey="more", strict=True)
         header = reader.fieldnames or []
-        missing, unknown = set(NEEDED) - set(header), set(header) - {*report.FIELDS, "rehearsal"}
+        missing, unknown = set(NEEDED) - set(header), set(header) - set(report.FIELDS)
         if missing or unknown:
             problem = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
             raise ValueError(f"no CSV file of bench conv or bench network of this version: its header {problem}")
         for row in reader:
             if "more" in row or None in row.values():
                 raise ValueError(f"line {reader.line_num}: not {len(header)} fields as in the header; was the file cut short?")
-            full = {**dict.fromkeys((*report.FIELDS, "rehearsal"), ""), **row, "file": file.name}
+            full = {**dict.fromkeys(report.FIELDS, ""), **row, "file": file.name}
             try:
                 for name in NUMBERS:
                     _positive(full[name] or "1", name)
