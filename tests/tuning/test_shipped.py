@@ -9,13 +9,17 @@ import pytest
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
+from lk_triton.bench import measured
 from lk_triton.tuning import cache, entry
 
 FILES = sorted(cache.TABLES.glob("*.json"))
 
 
-def test_a_measured_device_has_a_table() -> None:
-    assert [file.stem for file in FILES] == ["NVIDIA_H100_80GB_HBM3"]
+def test_tables_are_of_devices_whose_results_are_kept() -> None:
+    lines = (Path(__file__).parents[2] / "bench" / "results").glob("*/*.jsonl")
+    tuned = {cache.file_name(t.device) for t in measured.read(lines).tuned}
+    assert "NVIDIA_H100_80GB_HBM3.json" in tuned
+    assert {file.name for file in FILES} == tuned
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
