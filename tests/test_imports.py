@@ -15,7 +15,7 @@ ORDER = (
     ("log", "files", "problem", "device", "context", "layout", "reparam"),
     ("kernels", "algorithms"),
     ("tuning",),
-    ("library", "library_dense", "library_ffn", "library_stem", "transforms", "recorder", "checks"),
+    ("library", "library_dense", "library_ffn", "library_stem", "transforms", "flops", "recorder", "checks"),
     ("functional", "bank", "fused_conv"),
     ("nn",),
     ("graph", "inspector", "disassembly", "program"),
