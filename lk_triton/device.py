@@ -11,7 +11,8 @@ What the columns of the table say, and where each comes from:
 - DRAM: what a device-to-device copy is reported to reach on H100 (3000 GB/s) and H200 (4300); elsewhere 90 % of the peak,
   assumed.
 - L2 bandwidth: the class that https://chipsandcheese.com/2023/07/02/nvidias-h100-funny-l2-and-tons-of-bandwidth/ reports for
-  A100 and H100; assumed elsewhere. L2 latency, shared memory's 128 bytes a clock, four instructions a clock: assumed.
+  A100 and H100; assumed elsewhere. Latencies, shared memory's 128 bytes a clock, four instructions a clock: assumed; DRAM's
+  latency is what 1x1 convolutions of one image waited on an H100 (``STEP_LATENCY`` of ``algorithms/pointwise.py``).
 
 Nothing here was measured by this project.
 """
@@ -38,7 +39,8 @@ class Device:
         max_clock_ghz: the highest that the driver reports.
         shared_bytes_per_clock: of one SM, shared memory and L1 together.
         issue_per_clock: instructions that one SM issues per clock, over all its warps.
-        l2_latency_ns: from a load's issue to its data, through L2.
+        l2_latency_ns: from a load's issue to its data, where L2 holds it.
+        dram_latency_ns: the same, where it comes from DRAM.
         warps_per_sm: resident at once.
         programs_per_sm: resident at once.
     """
@@ -62,6 +64,7 @@ class Device:
     shared_bytes_per_clock: int = 128
     issue_per_clock: int = 4
     l2_latency_ns: float = 300.0
+    dram_latency_ns: float = 800.0
     warps_per_sm: int = 64
     programs_per_sm: int = 32
 

@@ -16,7 +16,7 @@ from .checks import check_dense, check_depthwise, check_ffn, check_stem
 from .problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from .recorder import problems_of
 from .tuning import agenda, tuner
-from .tuning.plan import Plan, at_least_one_image, plan, refusal
+from .tuning.plan import Plan, at_least_one_image, not_chosen, plan
 
 
 def depthwise_conv2d(
@@ -354,7 +354,7 @@ def explain_problem(
     posed = at_least_one_image(problem)
     verdicts: dict[str, str | float] = {}
     for name, candidate in registry.meant_for(problem).items():
-        reason = refusal(posed, device, name)
+        reason = not_chosen(posed, device, name)
         if needs_grad and name != "torch":
             reason = reason or "no gradients yet, and a tensor requires one"
         if reason is not None:

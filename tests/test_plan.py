@@ -13,9 +13,10 @@ import torch
 import lk_triton
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.pair import PairAlgorithm
 from lk_triton.functional import explain_problem
-from lk_triton.problem import ConvProblem
-from lk_triton.tuning import cache
+from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
+from lk_triton.tuning import cache, tuner
 from lk_triton.tuning.plan import plan, preferred, refusal
 
 H100, A100 = devices.for_arch("sm_90"), devices.for_arch("sm_80")
@@ -119,3 +120,55 @@ def test_plans_follow_the_switch_of_onednn() -> None:
     with torch.backends.mkldnn.flags(enabled=False):
         assert plan(problem, cpu).algorithm == "torch"
     assert plan(problem, cpu).algorithm == "onednn"
+
+
+# LK_TRITON_WITHOUT
+
+CHAINS = (
+    FfnProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major"),
+    StemProblem(64, 3, 224, 224, 128, out_layout="channel_major"),
+)
+
+
+@pytest.mark.parametrize("name", [name for name in registry.ALGORITHMS if name != "torch"])
+def test_an_algorithm_left_out_is_chosen_for_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    dense = DenseProblem(1, 64, 28, 28, 64, epilogue=Epilogue(True, "relu"))
+    for problem in (LARGE, STRIDED, replace(LARGE, n=1, dtype="float32"), dense, *CHAINS):
+        for device in (H100, devices.CPU):
+            before = plan(problem, device)
+            monkeypatch.setenv("LK_TRITON_WITHOUT", f" {name},")
+            after = plan(problem, device)
+            assert after.algorithm != name
+            assert after == before or before.algorithm in (name, "pair", "triple")
+            with lk_triton.use(name):
+                assert plan(problem, device).algorithm != name
+            assert name not in {c.algorithm for c in tuner.candidates(problem, device)}
+            if name in registry.meant_for(problem):
+                assert explain_problem(problem, device).algorithms[name] == "LK_TRITON_WITHOUT leaves it out"
+            monkeypatch.delenv("LK_TRITON_WITHOUT")
+            assert plan(problem, device) == before
+
+
+def test_layers_of_a_chain_leave_it_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And take no plan that packs instead."""
+    pair, triple = registry.ALGORITHMS["pair"], registry.ALGORITHMS["triple"]
+    assert isinstance(pair, PairAlgorithm)
+    assert isinstance(triple, PairAlgorithm)
+    monkeypatch.setenv("LK_TRITON_WITHOUT", "pointwise,direct")
+    assert [pair.plan(layer, H100).algorithm for layer in CHAINS[0].layers] == ["cublas", "cublas"]
+    assert [triple.plan(layer, H100).algorithm for layer in CHAINS[1].layers] == ["stem", "torch", "cublas"]
+    monkeypatch.delenv("LK_TRITON_WITHOUT")
+    with lk_triton.use("toeplitz"):
+        assert triple.plan(CHAINS[1].layers[1], H100).algorithm == "direct"
+
+
+def test_what_is_left_out_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LK_TRITON_WITHOUT", "toeplitz")
+    assert plan(LARGE, H100, "toeplitz").source == "explicit"
+
+
+@pytest.mark.parametrize(("value", "text"), [("fft", "unknown algorithm 'fft'"), ("direct,torch", "torch cannot be excluded")])
+def test_names_that_cannot_be_left_out(monkeypatch: pytest.MonkeyPatch, value: str, text: str) -> None:
+    monkeypatch.setenv("LK_TRITON_WITHOUT", value)
+    with pytest.raises(ValueError, match=f"LK_TRITON_WITHOUT={value}: {text}"):
+        plan(LARGE, H100)

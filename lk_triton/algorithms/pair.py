@@ -13,7 +13,6 @@ from ..device import Device
 from ..problem import Chain, Convolution, FfnProblem, StemProblem
 from . import registry
 from .base import Estimate, Versioned, Weights, in_turn
-from .direct import DirectAlgorithm
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class PairAlgorithm(Versioned):
     """Any ConvFFN. A measured figure of it is that of the plans that its layers had then: tune these first.
 
     Args:
-        plan: (layer, device, algorithm to force) -> its plan. Plans are made above this layer, which is why
-            ``tuning/plan.py`` registers this.
+        plan: (layer, device, packing=whether it may read a packed weight) -> its plan. Plans are made above this layer, which
+            is why ``tuning/plan.py`` registers this.
     """
 
     name = "pair"
@@ -41,9 +40,7 @@ class PairAlgorithm(Versioned):
     def plan(self, layer: Convolution, device: Device) -> Any:
         """The plan of a layer. On a GPU one that reads the weight as it is: a chain holds no packed weights, and must not pack
         in every replay of a graph."""
-        chosen = self._plan(layer, device)
-        packs = registry.get(chosen.algorithm).bank_format(chosen.config) is not None
-        return self._plan(layer, device, DirectAlgorithm.name) if packs and device.backend != "cpu" else chosen
+        return self._plan(layer, device, packing=device.backend == "cpu")
 
     def supports(self, problem: Chain, device: Device) -> str | None:
         """Serves every problem of its kind."""

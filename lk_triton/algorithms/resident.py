@@ -13,7 +13,16 @@ from torch import Tensor
 from .. import device as devices
 from ..device import Device
 from ..problem import ConvProblem
-from .base import Estimate, KernelLaunch, TritonAlgorithm, activation_bytes, plane_arguments, roofline, vector_width
+from .base import (
+    Estimate,
+    KernelLaunch,
+    TritonAlgorithm,
+    activation_bytes,
+    image_vector,
+    plane_arguments,
+    roofline,
+    vector_width,
+)
 from .dot import Dot, rate
 from .resident_work import (
     FILL,
@@ -42,7 +51,12 @@ TILES = ((8, 32), (4, 32), (16, 16), (8, 16), (4, 16), (8, 8), (16, 8))
 MOST_REGISTERS = 220
 """As ``most_registers`` counts; kernels above it may spill (offline compilation)."""
 
-BUFFERS = (4, 8, 16)
+BUFFERS = (16, 8, 4)
+"""More are more rows in flight; but single elements are copied step by step, whatever the buffers."""
+
+FILLED_WAIT = 2
+"""Where single elements are copied, each step waits, and other programs fill half of that: fitted to the 7x7 layer below."""
+
 WIDEST_ROW = 64
 """Elements: wgmma's widest swizzle is 128 bytes."""
 
@@ -82,13 +96,19 @@ class ResidentAlgorithm(TritonAlgorithm):
                     continue
                 # two groups leave no registers for a residual
                 several = outputs in SECOND_REGISTERS and not problem.epilogue.residual
-                for buffers, store, groups in product(BUFFERS, widths, (1, 2) if several else (1,)):
+                for store, groups in product(widths, (1, 2) if several else (1,)):
                     if store == widths[-1] and len(widths) == 2 and store < 4:
                         continue
-                    config = ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)
-                    fits = shared_bytes(problem, config) <= device.shared_per_block
-                    if fits and groups * split <= blocks and most_registers(problem, config) <= MOST_REGISTERS:
-                        found.append(config)
+                    options = [
+                        ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)
+                        for buffers in (BUFFERS if image_vector(problem) > 1 else BUFFERS[-1:])
+                    ]
+                    # at equal estimates, the first: the most buffers that cost no resident program
+                    options.sort(key=lambda config: -resident_programs(problem, config, device))
+                    for config in options:
+                        fits = shared_bytes(problem, config) <= device.shared_per_block
+                        if fits and groups * split <= blocks and most_registers(problem, config) <= MOST_REGISTERS:
+                            found.append(config)
         return found
 
     def estimate(self, problem: ConvProblem, config: ResidentConfig, device: Device) -> Estimate:
@@ -103,13 +123,16 @@ class ResidentAlgorithm(TritonAlgorithm):
         smem = reads / (device.shared_bytes_per_clock * clock)
         one = START_CLOCKS + COPY_CLOCKS * matrix_elements(problem, config) / VECTOR / device.warp_size
         one += STORE_CLOCKS * config.outputs * tile_blocks(problem, config) / config.split
-        resident = device.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
+        resident = resident_programs(problem, config, device)
         hidden = min(config.groups * resident, MOST_OVERLAP)
+        image = count * IMAGES * config.step_k * size
+        # each row comes from DRAM once, and from L2 when other programs or row groups read it again
+        first = min(problem.n * problem.c * problem.h * problem.w * size / image, 1)
+        latency = device.l2_latency_ns + first * (device.dram_latency_ns - device.l2_latency_ns)
         waiting = ceil(per_sm / resident) * count / programs(problem, config) / config.groups
-        waiting *= device.l2_latency_ns * 1e-9 / (config.buffers - 2)
+        waiting *= latency * 1e-9 / (config.buffers - 2 if image_vector(problem) > 1 else FILLED_WAIT)
         exposed = ceil(per_sm) * device.sms * one / hidden / clock
         outside = activation_bytes(problem)
-        image = count * IMAGES * config.step_k * size
         banks = programs(problem, config) * self.bank_bytes(problem, config) / problem.c
         return roofline(
             problem,
@@ -163,6 +186,11 @@ class ResidentAlgorithm(TritonAlgorithm):
             "SECOND_REGISTERS": SECOND_REGISTERS[config.outputs] if config.groups == 2 else 0,
         }  # fmt: skip
         return KernelLaunch(resident_kernel, (programs(problem, config),), args, num_warps=4, num_stages=1)
+
+
+def resident_programs(problem: ConvProblem, config: ResidentConfig, device: Device) -> int:
+    """How many programs one SM holds at once."""
+    return device.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
 
 
 def refusal(problem: ConvProblem, device: Device) -> str | None:

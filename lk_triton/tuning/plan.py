@@ -1,7 +1,8 @@
 """problem -> plan.
 
-The algorithm: explicit argument > preference (``use``, LK_TRITON_ALGORITHM) > any. Its config, and the algorithm where none is
-named: user cache on disk > shipped table for this device > nearest shipped entry > cost model. Nothing is timed here.
+The algorithm: explicit argument > preference (``use``, LK_TRITON_ALGORITHM) > any but those of LK_TRITON_WITHOUT. Its config,
+and the algorithm where none is named: user cache on disk > shipped table for this device > cost model. Where the cost model
+has chosen the algorithm, the nearest shipped entry may choose its config. Nothing is timed here.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from ..algorithms.pair import PairAlgorithm, TripleAlgorithm
 from ..device import Device
 from ..problem import Problem
 from . import cache
-from .entry import Entry
-from .nearest import nearest
+from .choice import AS_IT_IS, Choice
 
-MUCH_SLOWER = 1.5
-"""A neighbour's config is passed over where the estimate of the algorithm's best is so much lower: a large tile of batch 64
-leaves most SMs idle at batch 8. On an H100 what the model ranks first was at most 1.33 times slower than the best."""
+WITHOUT = "LK_TRITON_WITHOUT"
+"""Algorithms, separated by commas, that are not chosen unless a call names them."""
 
 _preferred: ContextVar[str | None] = ContextVar("lk_triton_algorithm", default=None)
 
@@ -37,7 +36,7 @@ class Plan:
     """What runs: an algorithm by name, its config, and where the choice came from.
 
     ``source`` is ``explicit`` or ``preference`` where the algorithm was named, else ``user cache``, ``shipped table``,
-    ``nearest shipped entry`` or ``cost model``; docs/tuning.md says what each means.
+    ``nearest shipped entry`` (of the config) or ``cost model``; docs/tuning.md says what each means.
     """
 
     algorithm: str
@@ -82,13 +81,33 @@ def preferred() -> str:
     return named
 
 
-def plan(problem: Problem, device: Device, algorithm: str = "auto", bank_format: str | None = None) -> Plan:
+def excluded() -> frozenset[str]:
+    """The algorithms that LK_TRITON_WITHOUT names: no automatic choice takes them.
+
+    Raises:
+        ValueError: it names no algorithm, or torch, which serves where nothing else does.
+    """
+    names = frozenset(name.strip() for name in os.environ.get(WITHOUT, "").split(",")) - {""}
+    for name in sorted(names):
+        try:
+            registry.get(name)
+        except ValueError as error:
+            raise ValueError(f"{WITHOUT}={os.environ[WITHOUT]}: {error}") from None
+    if "torch" in names:
+        raise ValueError(f"{WITHOUT}={os.environ[WITHOUT]}: torch cannot be excluded, it serves where nothing else does")
+    return names
+
+
+def plan(
+    problem: Problem, device: Device, algorithm: str = "auto", bank_format: str | None = None, packing: bool = True
+) -> Plan:
     """The plan for ``problem`` on ``device``.
 
     Args:
-        algorithm: an algorithm's name forces it; ``auto`` honours the preference, then takes what was measured fastest, then
-            asks the cost model.
+        algorithm: an algorithm's name forces it, also one of LK_TRITON_WITHOUT; ``auto`` honours the preference, then takes
+            what was measured fastest, then asks the cost model.
         bank_format: the packed weights at hand; plans that read them are taken where there are any.
+        packing: whether ``auto`` may take a plan that reads a packed weight.
 
     Raises:
         ValueError: the forced algorithm cannot serve (the text says why), or a name is unknown.
@@ -97,7 +116,7 @@ def plan(problem: Problem, device: Device, algorithm: str = "auto", bank_format:
     state = cache.state(), torch.backends.mkldnn.enabled, rounds_products()
     if algorithm != "auto":
         return _forced(problem, device, algorithm, bank_format, state)
-    return _auto(problem, device, preferred(), bank_format, state)
+    return _auto(problem, device, preferred(), excluded(), bank_format, packing, state)
 
 
 def at_least_one_image(problem: Problem) -> Problem:
@@ -111,15 +130,21 @@ def _forced(problem: Problem, device: Device, name: str, bank_format: str | None
     reason = refusal(problem, device, name)
     if reason:
         raise ValueError(f"algorithm={name!r} cannot serve {problem}: {reason}; pass algorithm='auto' to choose another")
-    return replace(_choose(problem, device, [name], bank_format), source="explicit")
+    return replace(_choose(_reading(Choice(problem, device, (name,)), bank_format)), source="explicit")
 
 
 @lru_cache(maxsize=4096)
-def _auto(problem: Problem, device: Device, preference: str, bank_format: str | None, state: object) -> Plan:
-    if preference != "auto" and refusal(problem, device, preference) is None:
-        return replace(_choose(problem, device, [preference], bank_format), source="preference")
-    serving = [name for name in registry.meant_for(problem) if refusal(problem, device, name) is None]
-    return _choose(problem, device, [n for n in serving if n != "torch"] or ["torch"], bank_format)
+def _auto(
+    problem: Problem, device: Device, preference: str, without: frozenset[str], bank_format: str | None, packing: bool,
+    state: object,
+) -> Plan:  # fmt: skip
+    serving = [n for n in registry.meant_for(problem) if n not in without and refusal(problem, device, n) is None]
+    if not packing:
+        serving = [n for n in serving if Choice(problem, device, (n,), AS_IT_IS).candidates]
+    free = tuple(n for n in serving if n != "torch") or ("torch",)
+    choice = Choice(problem, device, (preference,) if preference in serving else free)
+    chosen = _choose(_reading(choice, bank_format) if packing else replace(choice, formats=AS_IT_IS))
+    return replace(chosen, source="preference") if preference in serving else chosen
 
 
 def refusal(problem: Problem, device: Device, name: str) -> str | None:
@@ -131,39 +156,26 @@ def refusal(problem: Problem, device: Device, name: str) -> str | None:
     return reason
 
 
-def _choose(problem: Problem, device: Device, names: list[str], bank_format: str | None) -> Plan:
-    """The best known plan among the algorithms called ``names``, all of which serve."""
-    legal = [(name, config) for name in names for config in registry.get(name).configs(problem, device)]
-    if bank_format is not None and any(_reads(pair) == bank_format for pair in legal):
-        formats = (None, bank_format)
-        legal = [pair for pair in legal if _reads(pair) in formats]
-    else:
-        formats = None
-
-    def estimate(pair: tuple[str, Config]) -> float:
-        return registry.get(pair[0]).estimate(problem, pair[1], device).seconds
-
-    for source, entries in _measured(problem, device):
-        pairs = [(e.algorithm, e.config) for e in entries]  # the fastest first
-        wanted = [p for p in pairs if p[0] in names and (formats is None or _reads(p) in formats)]
-        if wanted and wanted[0] in legal:
-            same = [pair for pair in legal if pair[0] == wanted[0][0]]
-            if source != "nearest shipped entry" or estimate(wanted[0]) <= MUCH_SLOWER * min(map(estimate, same)):
-                return Plan(*legal[legal.index(wanted[0])], source)
-    return Plan(*min(legal, key=estimate), "cost model")
+def not_chosen(problem: Problem, device: Device, name: str) -> str | None:
+    """Why no automatic choice takes the algorithm called ``name``, or None where one may."""
+    return f"{WITHOUT} leaves it out" if name in excluded() else refusal(problem, device, name)
 
 
-def _measured(problem: Problem, device: Device) -> Iterator[tuple[str, tuple[Entry, ...]]]:
-    """(source, entries), the best source first."""
-    yield "user cache", cache.user_entries(problem, device)
-    yield "shipped table", cache.shipped_entries(problem, device)
-    for entries in nearest(problem, device, cache.shipped_tables()):
-        yield "nearest shipped entry", entries
+def _reading(choice: Choice, bank_format: str | None) -> Choice:
+    """``choice`` among what reads ``bank_format`` or the weight as it is, where anything reads that format."""
+    if bank_format is None or not replace(choice, formats=frozenset({bank_format})).candidates:
+        return choice
+    return replace(choice, formats=frozenset({None, bank_format}))
 
 
-def _reads(pair: tuple[str, Config]) -> str | None:
-    """The bank format that a config of the algorithm of that name reads."""
-    return registry.get(pair[0]).bank_format(pair[1])
+def _choose(choice: Choice) -> Plan:
+    measured = choice.measured()
+    if measured is not None:
+        (name, config), source = measured
+        return Plan(name, config, source)
+    name, config = choice.estimated()
+    nearby = choice.nearby()
+    return Plan(name, config, "cost model") if nearby is None else Plan(name, nearby, "nearest shipped entry")
 
 
 for _kind in (PairAlgorithm, TripleAlgorithm):

@@ -30,7 +30,7 @@ from ..problem import Chain, Problem
 from . import cache, timing
 from .accuracy import Gate, draw
 from .entry import Entry, of_measured
-from .plan import Plan, at_least_one_image, plan, refusal
+from .plan import Plan, at_least_one_image, excluded, not_chosen, plan
 from .timing import Call, Timer, Timing
 
 TWINS = 2
@@ -77,7 +77,7 @@ class Result:
         microseconds: its median; None where nothing was measured.
         estimate_us: what the cost model says of it.
         trials: every candidate, in the order of the estimates.
-        notes: per algorithm that cannot serve the problem, why not.
+        notes: per algorithm that cannot serve the problem, or is left out, why not.
     """
 
     problem: Problem
@@ -129,15 +129,15 @@ def with_layers(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def candidates(problem: Problem, device: Device, top_k: int = TOP_K) -> list[Candidate]:
-    """The ``top_k`` most promising configs of all Triton algorithms that serve, the best estimate first.
+    """The ``top_k`` most promising configs of all Triton algorithms that may be chosen, the best estimate first.
 
     The best of each algorithm and bank format is among them, as far as ``top_k`` allows, and at most ``TWINS`` of one kind
     that the estimate cannot tell apart.
     """
-    found = []
+    found, left_out = [], {"torch", *excluded()}
     twins: Counter[tuple[object, ...]] = Counter()
     for name, algorithm in registry.meant_for(problem).items():
-        if name != "torch" and algorithm.supports(problem, device) is None:
+        if name not in left_out and algorithm.supports(problem, device) is None:
             for config in algorithm.configs(problem, device):
                 seconds, limiter = algorithm.estimate(problem, config, device)
                 candidate = Candidate(name, config, seconds * 1e6, limiter)
@@ -328,7 +328,7 @@ def _conclude(problem: Problem, device: Device, trials: list[Trial], save: bool)
         fastest.setdefault(kind(trials[i].candidate), _entry(problem, trials[i]))
     if save and fastest:
         cache.record(device, list(fastest.values()))
-    notes = {name: why for name in registry.meant_for(problem) if (why := refusal(problem, device, name)) is not None}
+    notes = {name: why for name in registry.meant_for(problem) if (why := not_chosen(problem, device, name)) is not None}
     if not timed:
         chosen = plan(problem, device)
         estimate = registry.get(chosen.algorithm).estimate(problem, chosen.config, device).seconds * 1e6

@@ -34,6 +34,7 @@ from lk_triton.algorithms.resident_work import (
 )
 from lk_triton.inspector import meta_launch
 from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.tuning import tuner
 from lk_triton.tuning.plan import plan
 
 RESIDENT = ResidentAlgorithm()
@@ -161,6 +162,34 @@ def test_estimates_are_near_the_best_measurements(c, size, kernel, config, us):
     p = problem(64, c, size, size, kernel, kernel, layout="channel_major")
     assert RESIDENT.estimate(p, config, H100).seconds * 1e6 == pytest.approx(us, rel=0.2)
     assert replace(config, buffers=4) in {replace(found, buffers=4) for found in RESIDENT.configs(p, H100)}
+
+
+@pytest.mark.parametrize(("c", "size", "kernel", "config", "us"), [MEASURED[i] for i in (0, 4, 6)])
+def test_the_plan_is_what_was_measured_best(monkeypatch, c, size, kernel, config, us):
+    """But for the vectors of stores and, where single elements are copied, for buffers: the estimate does not see these."""
+    monkeypatch.setattr(ResidentAlgorithm, "supports", lambda self, problem, device: None)
+    p = problem(64, c, size, size, kernel, kernel, layout="channel_major")
+    chosen = plan(p, H100)
+    assert chosen.algorithm == "resident"
+    assert replace(chosen.config, store=0, buffers=0) == replace(config, store=0, buffers=0)
+    if size == 14:
+        assert (chosen.config, config.buffers) == (config, 16)
+    tried = {replace(found.config, store=0) for found in tuner.candidates(p, H100) if found.algorithm == "resident"}
+    assert replace(chosen.config, store=0) in tried
+
+
+def test_buffers_cost_no_resident_program():
+    """The first of equal estimates has the most buffers of those that leave as many programs on an SM."""
+    for c, size, kernel in ((128, 56, 31), (256, 28, 29), (512, 14, 27), (384, 14, 7), (192, 28, 7)):
+        p = problem(64, c, size, size, kernel, kernel)
+        groups: dict[ResidentConfig, list[ResidentConfig]] = {}
+        for config in RESIDENT.configs(p, H100):
+            groups.setdefault(replace(config, buffers=0), []).append(config)
+        for configs in groups.values():
+            keys = [(resident.resident_programs(p, config, H100), config.buffers) for config in configs]
+            assert keys == sorted(keys, reverse=True)
+    single = {config.buffers for config in RESIDENT.configs(problem(64, 8, 57, 57, 31, 31), H100)}
+    assert single == {min(resident.BUFFERS)}
 
 
 def test_rows_of_single_elements_have_configs():
