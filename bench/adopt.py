@@ -240,10 +240,13 @@ def adopt(root: Path, outs: Sequence[Path], scratch: Path | None = None) -> list
         figures_anew = filled(tree, scratch is not None)
         changed |= figures_anew
         if scratch is None:
-            write(root, {path: content for path, content in changed.items() if not _holds(root / path, content)})
+            changed = {path: content for path, content in changed.items() if not _holds(root / path, content)}
+            write(root, changed)
+            said.append(f"written: {', '.join(map(str, changed)) or 'nothing, all is up to date'}")
         else:
             write(tree, {page: BANNER + content for page, content in figures_anew.items()})
             shutil.copytree(tree, scratch, dirs_exist_ok=True)
+            said.append(f"written: copies in {scratch}")
     return said
 
 

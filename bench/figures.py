@@ -44,7 +44,8 @@ def number(value: float) -> str:
 
 def times(ratio: float, mark: str) -> str:
     """How many times as fast; a loss stands out."""
-    return f"{ratio:.2f}{mark}" if ratio >= 1 else f"**{ratio:.2f}{mark}, slower**"
+    text = f"{ratio:.2f}{mark}" if ratio >= 0.1 else f"{ratio:.2g}{mark}"
+    return text if ratio >= 1 else f"**{text}, slower**"
 
 
 def gpu_rows(measured: Measured) -> list[Row]:
@@ -199,7 +200,7 @@ def _grid(found: Sequence[Layer | None], mark: str) -> str:
     if not ratios:
         return f"Table 1 of the paper: {APART}."
     won = sum(ratio >= 1 for ratio in ratios)
-    span = f"{min(ratios):.2f}{mark} to {max(ratios):.2f}{mark} times as fast"
+    span = f"{min(ratios):.2g}{mark} to {max(ratios):.2g}{mark} times as fast"
     return f"Table 1 of the paper: faster in {won}{mark} of {len(ratios)} cases, {span}."
 
 
