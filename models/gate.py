@@ -156,8 +156,7 @@ class Gate:
 
 def in_fast_order(by_torch: RepLKNet) -> RepLKNet:
     """``by_torch``, a torch form, in the order in which torch is fast on a CPU: channels_last, but for float64."""
-    double = next(by_torch.parameters()).dtype == torch.float64
-    by_torch.cpu_memory_format = torch.contiguous_format if double else torch.channels_last
+    by_torch.channels_last_on_cpu = next(by_torch.parameters()).dtype != torch.float64
     return by_torch
 
 

@@ -100,7 +100,7 @@ def randomize_(model: Network, seed: int = 0) -> Network:
 def _take_statistics(model: RepLKNet, generator: torch.Generator) -> None:
     """Set the running statistics of every BatchNorm that ``forward`` reaches to those of noise."""
     by_torch = torch_form(model).eval()  # shares the buffers, not the flags
-    by_torch.cpu_memory_format = torch.channels_last
+    by_torch.channels_last_on_cpu = True
     for module in by_torch.modules():
         if isinstance(module, _BatchNorm):
             module.train()

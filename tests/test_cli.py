@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sabotage import SABOTAGES, sabotaged
 from safetensors import SafetensorError, safe_open
 
 import lk_triton
@@ -124,7 +125,7 @@ def test_run_text_says_that_weights_are_random(capsys: pytest.CaptureFixture[str
     assert main(["run", *TINY, "--sample"]) == 0
     captured = capsys.readouterr()
     assert "RANDOM" in captured.out
-    assert "largest relative difference" in captured.out
+    assert "largest difference" in captured.out
     assert "published / fused" in captured.out
     assert captured.err == ""
 
@@ -161,6 +162,29 @@ def test_run_in_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, "--sample", "--dtype", "bf16")
     assert result["dtype"] == "bfloat16"
     assert 1e-4 < result["max_rel_diff"] < 1e-1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_run_fails_on_a_network_that_is_wrong_in_one_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sabotage: str, dtype: torch.dtype
+) -> None:
+    build = run.build
+
+    def build_wrong(*arguments: Any) -> run.Forms:
+        forms = build(*arguments)
+        wrong = sabotaged(sabotage, forms.reference, dtype).prepare((1, 3, 64, 64))
+        return run.Forms(forms.reference, wrong, {"fused": wrong})
+
+    monkeypatch.setattr(run, "build", build_wrong)
+    arguments = ["run", "--sample", *TINY, "--dtype", {"float32": "fp32", "float16": "fp16"}.get(str(dtype)[6:], "bf16")]
+    assert main([*arguments, "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lk-triton: error: the fused form does not compute what the training form does: ")
+    assert captured.err.count("\n") == 1
+    assert json.loads(captured.out)["failures"]
+    assert main(arguments) == 1
+    assert " differs by " in capsys.readouterr().out
 
 
 def test_directory_in_batches(capsys: pytest.CaptureFixture[str], photo: Path, tmp_path: Path) -> None:
@@ -405,8 +429,8 @@ def test_version_and_module() -> None:
 def test_a_difference_that_is_not_finite_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--sample", *TINY, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert "largest relative difference is not finite" in run.text({**result, "max_rel_diff": None})
-    assert "largest relative difference is not finite" not in run.text(result)
+    assert "largest difference is not finite" in run.text({**result, "max_rel_diff": None})
+    assert "largest difference is not finite" not in run.text(result)
 
 
 def test_features_are_not_written_over_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from ..log import logger
 from ..models import CheckpointMismatch, RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
+from ..models.gate import Gate, failures, maps_and_logits
 from ..tuning.timing import Timing
 from . import CommandError, classes, images, missing_extra, output, timing, versions
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far the fused form may be from the float32 training form, relative, over a whole network."""
+CHECKED = 1
+"""Images of the first batch that the fused form is checked on."""
 
 LONGEST = 400
 """Characters of an error that lists the keys of a checkpoint."""
@@ -49,10 +50,12 @@ class Forms:
 
 @dataclass
 class Comparison:
-    """What the first batch shows: the largest relative difference, and the time of each form."""
+    """What the first batch shows: the largest difference, relative to what another image changes; what the gate does not let
+    pass, in words; and the time of each form."""
 
     batch: int
     max_rel_diff: float
+    failures: list[str]
     timings: dict[str, Timing]
     load_average: tuple[float, float, float] | None
 
@@ -111,10 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
         print("lk-triton: error: no image could be read", file=sys.stderr)
         return 1
     written = writer is None or writer(outcome)
-    agrees = comparison.max_rel_diff <= TOLERANCE[dtype]
+    agrees = not comparison.failures
     if not agrees:
-        print(f"lk-triton: error: the fused form differs by {comparison.max_rel_diff:.2g} from the training form, more than "
-              f"{TOLERANCE[dtype]:g}", file=sys.stderr)  # fmt: skip
+        more = f"; and {len(comparison.failures) - 1} more" if comparison.failures[1:] else ""
+        print(f"lk-triton: error: the fused form does not compute what the {forms.reference.form} form does: "
+              f"{comparison.failures[0]}{more}", file=sys.stderr)  # fmt: skip
     result = report(arguments, device, dtype, forms.reference.form, outcome, comparison)
     print(json.dumps(result) if arguments.json else text(result))
     return 0 if agrees and written and not outcome.skipped else 1
@@ -179,24 +183,18 @@ def read(paths: list[Path], sample: bool, model: str, size: int, skipped: list[s
         yield str(path), x
 
 
-def maps_and_logits(model: RepLKNet, x: Tensor) -> dict[str, Tensor]:
-    """x (N, 3, S, S) -> the feature map of each stage (N, C, H, W), and logits (N, classes) where there is a head."""
-    last, maps = cast("tuple[Tensor, list[Tensor]]", model.forward_intermediates(x))
-    found = {info["module"]: m for info, m in zip(model.feature_info, maps, strict=True)}
-    if model.num_classes > 0:
-        found["logits"] = model.forward_head(last)
-    return found
-
-
 def compare(forms: Forms, x: Tensor, dtype: torch.dtype) -> Comparison:
-    """Check the fused form against the float32 training form on ``x``, and time the three forms."""
-    reference = maps_and_logits(forms.reference, x)
+    """Check the fused form against the reference on the first of ``x``, and time the three forms."""
+    # a GPU may compute float32 in TF32
+    reference = deepcopy(forms.reference).double() if x.device.type == "cuda" else forms.reference
+    gate = Gate(reference, x[:CHECKED], dtype, len(x))
     x = x.to(dtype)
-    fused = maps_and_logits(forms.fused, x)
-    differences = torch.stack([torch.dist(fused[n].float(), r) / r.norm().clamp_min(1e-30) for n, r in reference.items()])
+    ends = gate.outputs(maps_and_logits(forms.fused, x))
+    failed = failures(ends | gate.blocks(forms.fused) | gate.taps(forms.fused))
+    differences = torch.tensor([verdict.error for verdict in ends.values()])
     load = timing.load_average()
     timings = timing.compare({name: partial(model, x) for name, model in forms.timed.items()}, x.device)
-    return Comparison(len(x), differences.max().item(), timings, load)
+    return Comparison(len(x), differences.max().item(), failed, timings, load)
 
 
 def progress(total: int) -> AbstractContextManager[Any]:
@@ -260,6 +258,7 @@ def report(
         "images": outcome.names,
         "skipped": outcome.skipped,
         "max_rel_diff": difference if math.isfinite(difference) else None,
+        "failures": comparison.failures,
         "features": outcome.shapes,
         "latency_ms": none | comparison.latency,
         "latency_spread": none | {name: measured.spread for name, measured in comparison.timings.items()},
@@ -277,14 +276,15 @@ def text(result: dict[str, Any]) -> str:
     random = result["weights"] == "random"
     weights = result["weights"]
     difference = "is not finite" if result["max_rel_diff"] is None else f"{result['max_rel_diff']:.2g}"
+    agreement = "; ".join(result["failures"][:3]) or "every block and every tap of the depthwise kernels agrees"
     if random:
         weights = f"RANDOM (seed {SEED}), so the features mean nothing; pass --checkpoint FILE"
     parts = [
         f"{result['model']} on {result['device']}, {result['dtype']}, {result['size']}x{result['size']}, "
         f"{len(result['images'])} image(s)\nweights: {weights}",
         tabulate(result["features"].items(), headers=("output of the fused form", "shape"), tablefmt="simple"),
-        f"fused against the float32 {result['form']} form, first {result['batch']} image(s): "
-        f"largest relative difference {difference}",
+        f"fused against the float32 {result['form']} form, first image: largest difference {difference}, relative to what "
+        f"another image changes; {agreement}",
         latencies(result),
     ]
     for entry in () if random else result["topk"]:
