@@ -34,7 +34,7 @@ class Case:
         self.lost: str | None = None
 
     def measure(
-        self, name: str, provider: str, build: Callable[[], Form], check: Callable[[Call], report.Row] | None
+        self, name: str, provider: str, build: Callable[[], Form], check: Callable[[Form], report.Row] | None
     ) -> report.Row:
         """The finished row of one form: its figures, or why it has none. Without a ``check`` it is a peer."""
         row = {"kernel_name": name, "provider": provider, "layout": "nchw"} | self.facts()
@@ -61,7 +61,7 @@ class Case:
         return row | report.facts(self.device)
 
     def _measure(
-        self, provider: str, build: Callable[[], Form], check: Callable[[Call], report.Row] | None, row: report.Row
+        self, provider: str, build: Callable[[], Form], check: Callable[[Form], report.Row] | None, row: report.Row
     ) -> None:
         """Fill the row; what is known stays in it where this raises."""
         pools = pool_bytes(self.device)
@@ -71,7 +71,7 @@ class Case:
         row["config"] = form.config + (", TF32" if in_tf32 else "")
         row["layout"] = "channels_last" if form.memory_format == torch.channels_last else "nchw"
         row |= {"weight_mb": report.short(form.weight_bytes / 1e6), "bank_mb": report.short(form.bank_bytes / 1e6)}
-        row |= {"gate": "peer"} if check is None else check(form.call)
+        row |= {"gate": "peer"} if check is None else check(form)
         if row["gate"] == "failed":
             return
         row |= look(form, images, provider.startswith("lk_triton"), pools)

@@ -6,29 +6,26 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from fnmatch import fnmatchcase
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lk_triton import context
-from lk_triton.models import RepLKNet, create_model, published_form, randomize_
-from lk_triton.tuning.accuracy import judge
+from lk_triton.models import RepLKNet, create_model, randomize_
 
 from . import report, usage
 from .contest import REFERENCES, Case
-from .forms import FORMS, GPU_ONLY, Call, Form, peer_forms
+from .forms import FORMS, GPU_ONLY, Form, peer_forms
 from .look import free
+from .network_gate import gate
 
 COLUMNS = (
     "kernel_name", "provider", "n", "dtype", "p50_us", "spread", "images_per_s", "speedup", "graph_speedup", "latency_p50_us",
     "latency_p99_us", "activation_mb", "weight_mb", "bank_mb", "depthwise_share", "pointwise_share", "rest_share", "kernels",
     "estimate_us", "error", "gate", "note",
 )  # fmt: skip
-GATE_BATCH = 8
 SIZES = {"replknet_31l": 384, "replknet_xl": 320}
 """Published input sizes; 224 for the others."""
 
@@ -43,7 +40,7 @@ NOTHING: Rows = {}
 
 def tiny_network() -> RepLKNet:
     """A RepLKNet that Triton's interpreter computes within a second or two."""
-    return RepLKNet((9, 9, 7, 7), layers=(1, 1, 1, 1), channels=(2, 2, 2, 2), small_kernel=3, num_classes=10)
+    return RepLKNet((9, 9, 7, 7), layers=(1, 1, 1, 1), channels=(4, 4, 4, 4), small_kernel=3, num_classes=10)
 
 
 @contextmanager
@@ -59,27 +56,6 @@ def at_its_best() -> Iterator[None]:
         torch.set_float32_matmul_precision(before[1])
 
 
-def gate(case: Case, model: RepLKNet) -> Callable[[Call], report.Row]:
-    """The check of every form of a ``model`` in the training form; what it compares with is computed at the first."""
-
-    @cache
-    def references() -> tuple[Tensor, Tensor]:
-        few = case.images[:GATE_BATCH]
-        by_torch = published_form(deepcopy(model).to(case.dtype))(few)
-        return by_torch, published_form(deepcopy(model).double())(few.double())
-
-    def check(call: Call) -> report.Row:
-        # a graph or a compiled form is of the whole batch's shape
-        verdict = judge(call(case.images)[:GATE_BATCH], *references())
-        row: report.Row = {"error": f"{verdict.error:.2e}", "torch_error": f"{verdict.torch_error:.2e}"}
-        row["gate"] = verdict.gate
-        if not verdict.ok:
-            row["note"] = f"error above {verdict.allowed:.1e}: not timed"
-        return row
-
-    return check
-
-
 @torch.inference_mode()
 def measure(
     case: Case, model: RepLKNet, forms: Sequence[str], peers: Sequence[str], done: Rows = NOTHING
@@ -90,7 +66,7 @@ def measure(
     measured again, if it can be. Nothing follows a row with which the GPU was lost.
     """
     check = gate(case, model)
-    found: list[tuple[str, str, Callable[[], Form], Callable[[Call], report.Row] | None]] = [
+    found: list[tuple[str, str, Callable[[], Form], Callable[[Form], report.Row] | None]] = [
         (case.name, form, partial(FORMS[form], model, case.dtype, case.shape), check) for form in forms
     ]
     for peer, build in peer_forms(case.shape[2]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import importlib
 import os
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from sabotage import SABOTAGES, sabotaged
 from torch import nn
 
-from lk_triton import context
+from lk_triton import context, kernels
 from lk_triton.bench import contest, forms, look, network, report
 from lk_triton.bench.forms import FORMS, Form
-from lk_triton.bench.shares import by_operation, fractions, kind, kind_of_operation, shares
+from lk_triton.bench.network_gate import gate
+from lk_triton.bench.shares import KINDS, OURS, by_operation, fractions, kind, kind_of_operation, shares
 from lk_triton.models import RepLKNet, randomize_
 from lk_triton.models.reference import torch_form
 from lk_triton.tuning.timing import Timing
@@ -42,6 +45,7 @@ def read(file: Path) -> list[dict[str, str]]:
 
 def measured(*chosen: str, peers: tuple[str, ...] = (), size: int = 32) -> dict[str, report.Row]:
     case = network.Case("tiny", (1, 3, size, size), torch.float32, CPU, 5)
+    torch.manual_seed(0)
     model = randomize_(network.tiny_network()).eval()
     return {str(row["provider"]): row for row in network.measure(case, model, chosen, peers)}
 
@@ -102,7 +106,7 @@ def test_a_form_that_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(model: object, dtype: object, shape: object) -> Form:
-        return Form(lambda x: torch.ones(len(x), 10), torch.contiguous_format, nn.Identity())
+        return Form(lambda x: torch.ones(len(x), 10), torch.contiguous_format, network.tiny_network().eval())
 
     monkeypatch.setitem(FORMS, "merged", failing(RuntimeError("does not build\nsecond line")))
     monkeypatch.setitem(FORMS, "folded", failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")))
@@ -122,6 +126,21 @@ def test_a_form_that_fails_does_not_stop_the_others(
     with pytest.raises(SystemExit, match="2"):
         network.main(["--device", "cpu", "--model", "replknet_99"])
     assert "replknet_31b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_a_network_that_is_wrong_in_one_place_is_not_timed(sabotage: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "num_classes": 10}
+    model = randomize_(RepLKNet((9, 9, 7, 7), small_kernel=3, **sizes)).eval()
+    check = gate(network.Case("small", (2, 3, 64, 64), dtype, CPU, 1), model)
+    with torch.inference_mode():
+        for wrong in (None, sabotage):
+            module = sabotaged(wrong, model, dtype)
+            row = check(Form(module, torch.contiguous_format, module))
+            assert row["gate"] == ("failed" if wrong else "ok"), row
+            assert str(row.get("note", ": not timed")).endswith(": not timed")
 
 
 def test_what_does_not_fit_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,11 +336,23 @@ def test_an_old_file_is_refused_before_anything_is_measured(tmp_path: Path, monk
         network.main([*TINY, "--out", str(tmp_path / "old.csv")])
 
 
+def test_every_kernel_of_the_package_has_its_share() -> None:
+    """Kernels are the jitted functions that no other one calls."""
+    defined, called = set(), set()
+    for file in Path(kernels.__file__).parent.glob("*.py"):
+        for function in ast.parse(file.read_text()).body:
+            if isinstance(function, ast.FunctionDef) and any(ast.unparse(d).endswith(".jit") for d in function.decorator_list):
+                defined.add(function.name)
+                called |= {ast.unparse(n.func).split(".")[-1] for n in ast.walk(function) if isinstance(n, ast.Call)}
+    assert defined - called == OURS.keys()
+    assert set(OURS.values()) == set(KINDS)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("toeplitz_kernel", "depthwise"), ("direct_channels_last_kernel", "depthwise"), ("pointwise_kernel", "pointwise"),
      ("epilogue_kernel", "pointwise"), ("nvjet_hsh_128x256_64x4_1x2", "pointwise"), ("stem_kernel", "rest"),
-     ("void at::native::reduce_kernel<512, 1>", "rest")],
+     ("convstem_kernel", "pointwise"), ("void at::native::reduce_kernel<512, 1>", "rest")],
 )  # fmt: skip
 def test_kernels_of_lk_triton_are_sorted_by_name(name: str, expected: str) -> None:
     assert kind(name) == expected
