@@ -54,6 +54,18 @@ MUTANTS = {
         "lk_triton/tuning/tuner.py", "timing.quantile(0.5)", "sum(timing.rounds) / len(timing.rounds)",
         "tests/tuning/test_tuner.py::test_one_slow_round_does_not_change_the_figure", 2,
     ),
+    "neighbours of another dilation": Mutant(
+        "lk_triton/tuning/nearest.py", 'sizes = ("n", "c", "h", "w") if', 'sizes = ("n", "c", "h", "w", "dilation") if',
+        "tests/tuning/test_sources.py::test_only_sizes_differ_between_neighbours",
+    ),
+    "expanded channels as rows of their own": Mutant(
+        "lk_triton/layout.py", " and x.stride(1) >= n * h * w:", ":",
+        "tests/test_layout.py::test_empty_and_expanded_tensors",
+    ),
+    "NaN made zero": Mutant(
+        "lk_triton/kernels/epilogue.py", "acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)",
+        "acc = tl.maximum(acc, 0.0)", "tests/algorithms/test_invariants.py::test_nan_stays_nan",
+    ),
     "graphs that outlive train()": Mutant(
         "lk_triton/graph.py", "any(module.training for module in self._modules)", "False",
         "tests/test_graph.py::test_a_change_of_the_model_ends_the_graph",

@@ -71,6 +71,7 @@ def test_strides_of_size_one_are_ignored() -> None:
 def test_empty_and_expanded_tensors() -> None:
     assert layout.layout_of(torch.empty(0, 3, 5, 7)) == "nchw"
     assert layout.layout_of(torch.zeros(1, 3, 5, 7).expand(4, 3, 5, 7)) == "nchw"
+    assert layout.layout_of(torch.zeros(4, 1, 5, 7).expand(4, 3, 5, 7)) == "nchw"
     assert layout.strides((0, 3, 5, 7), "channel_major") == (35, 0, 7, 1)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
 
 import pytest
 import torch
-from fakes import DENSE, H100, LAYER, SMALL, entry_of, pretend_ranks
+from fakes import DENSE, FFN, H100, LAYER, SMALL, STEM, entry_of, pretend_ranks
 
 import lk_triton
 from lk_triton import device as devices
@@ -21,7 +21,7 @@ from lk_triton.problem import DenseProblem, Epilogue, Problem
 from lk_triton.tuning import cache, entry
 from lk_triton.tuning.choice import SLOWER, Pair
 from lk_triton.tuning.entry import Entry
-from lk_triton.tuning.nearest import FARTHEST, distance, family
+from lk_triton.tuning.nearest import FARTHEST, alike, distance, family
 from lk_triton.tuning.plan import Plan, plan
 
 H200 = replace(H100, name="h200")
@@ -42,6 +42,22 @@ def common(a: Problem, b: Problem) -> Entry:
     legal, predicted = toeplitz.configs(b, H100), plan(a, H100, "toeplitz").config
     index = next(i for i, c in enumerate(toeplitz.configs(a, H100)) if c in legal and c != predicted)
     return entry_of(a, index=index)
+
+
+@pytest.mark.parametrize("problem", [LAYER, DENSE, FFN, STEM], ids=lambda problem: type(problem).__name__)
+def test_only_sizes_differ_between_neighbours(problem: Problem) -> None:
+    """Whatever else a problem has decides which kernel runs, or what it must do."""
+    sizes = {"n", "h", "w"} | ({"c"} if problem is LAYER else set())
+    for field in fields(problem):
+        value = getattr(problem, field.name)
+        if isinstance(value, tuple):
+            others = [(value[0] + 1, value[1]), (value[0], value[1] + 1)]
+        elif isinstance(value, Epilogue):
+            others = [replace(value, activation="silu"), replace(value, residual=not value.residual)]
+        else:
+            others = [value + 1 if isinstance(value, int) else f"not {value}"]
+        for other in others:
+            assert alike(replace(problem, **{field.name: other}), problem) == (field.name in sizes), field.name
 
 
 @pytest.fixture
