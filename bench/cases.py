@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 
+import torch
+
+from lk_triton.layout import layout_of, strides
 from lk_triton.problem import ConvProblem, Epilogue, same_padding
 
 STAGES = ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13))
@@ -37,22 +40,27 @@ class Member:
     kw: int
     epilogue: Epilogue
     batches: tuple[int, ...]
+    layout: str = "nchw"
+    behind_transition: bool = False
 
 
 def _members() -> Iterator[Member]:
-    """Those that say most come first. The epilogue is what the network has there: Table 1's layers have none."""
+    """Those that say most come first. The epilogue and the layout are what the network has there: a fused RepLKNet is
+    channel-major, ConvNeXt runs in channels_last, Table 1's layers have no epilogue."""
     for image, batches in ((224, (64, 8, 1)), (384, (64, 1))):
         for stage, (c, size, k) in enumerate(STAGES, 1):
             size = size * image // 224
-            yield Member(f"31b-{image}-stage{stage}", c, size, size, k, k, FUSED, batches)
+            yield Member(f"31b-{image}-stage{stage}", c, size, size, k, k, FUSED, batches, "channel_major", stage > 1)
     for stage, (c, size, k) in enumerate(STAGES, 1):  # street scenes, 1024x2048: maps of 256x512 in stage 1
-        yield Member(f"wide-stage{stage}", c, 256 * size // 56, 512 * size // 56, k, k, FUSED, (1,))
+        yield Member(
+            f"wide-stage{stage}", c, 256 * size // 56, 512 * size // 56, k, k, FUSED, (1,), "channel_major", stage > 1
+        )
     for size, k in product(TABLE1_MAPS, TABLE1_KERNELS):
         yield Member(f"table1-r{size}-k{k}", 384, size, size, k, k, PLAIN, (64,))
     for kh, kw in SLAK:
         yield Member(f"slak-{kh}x{kw}", 96, 56, 56, kh, kw, BIASED, (64,))
     for stage, (c, size) in enumerate(CONVNEXT, 1):
-        yield Member(f"convnext-stage{stage}", c, size, size, 7, 7, BIASED, (64,))
+        yield Member(f"convnext-stage{stage}", c, size, size, 7, 7, BIASED, (64,), "channels_last")
 
 
 def layer(
@@ -66,10 +74,21 @@ def layer(
 def cases(dtype: str = "float16", batches: Sequence[int] = ()) -> dict[str, ConvProblem]:
     """Name -> problem, at each family's own batches or at ``batches``."""
     return {
-        f"{m.name}-n{n}": layer(n, m.c, m.h, m.w, m.kh, m.kw, dtype, m.epilogue)
+        f"{m.name}-n{n}": replace(layer(n, m.c, m.h, m.w, m.kh, m.kw, dtype, m.epilogue), layout=_layout(m, n))
         for m in _members()
         for n in (batches or m.batches)
     }
+
+
+def _layout(member: Member, n: int) -> str:
+    """The member's layout as a call sees it. Of one image with 64 * k pixels channel_major and nchw are the same, and a
+    transition keeps the layout that it sees in its map, which is twice as high and wide."""
+    for factor in (2, 1) if member.behind_transition else (1,):
+        shape = (n, member.c, factor * member.h, factor * member.w)
+        seen = layout_of(torch.empty_strided(shape, strides(shape, member.layout), device="meta"))
+        if seen == "nchw":
+            return seen
+    return member.layout
 
 
 def select(named: dict[str, ConvProblem], patterns: Sequence[str]) -> dict[str, ConvProblem]:

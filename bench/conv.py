@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from lk_triton import context
 from lk_triton import device as devices
 from lk_triton.algorithms.base import activation_bytes
+from lk_triton.layout import conform
 from lk_triton.problem import ConvProblem
 from lk_triton.tuning.accuracy import Gate
 from lk_triton.tuning.entry import problem_to_json
-from lk_triton.tuning.timing import Timer, Timing, buffers_for, interleave, timer
+from lk_triton.tuning.timing import Pool, Timer, Timing, buffers_for, interleave, timer
 
 from . import report, usage
 from .cases import cases, select, tiny
@@ -44,7 +48,7 @@ GPU = Defaults(("*",), (), ("*",), "float16", 20)
 CPU = Defaults(
     cases=("31b-224-*", "slak-51x5-*", "slak-5x51-*", "convnext-*"),
     batches=(1,),
-    providers=("torch*", "flaggems", "lk_triton_auto*", "lk_triton_torch"),
+    providers=("torch", "torch_channels_last", "torch_compile", "flaggems", "lk_triton_auto*", "lk_triton_torch"),
     dtype="float32",
     rounds=7,
 )
@@ -55,28 +59,42 @@ CPU = Defaults(
 def measure(
     name: str, problem: ConvProblem, device: torch.device, providers: Mapping[str, Provider], rounds: int
 ) -> list[report.Row]:
-    """One row a provider: what it took, or why there is no figure. Wrong results are never timed."""
-    gate = Gate(problem, device)
+    """One row a provider: what it took, or why there is no figure. Wrong results are never timed.
+
+    Where a provider ends the GPU's context, those that were not tried or not timed yet have no row.
+    """
+    gate, pool = cache(lambda: Gate(problem, device)), Pool()
     rows, timers = {}, {}
     for provider_name, provider in providers.items():
-        posed = replace(problem, layout="channels_last" if provider.memory_format == torch.channels_last else "nchw")
+        posed = replace(problem, layout=provider.layout or problem.layout)
         row = rows[provider_name] = describe(name, provider_name, posed, device) | report.facts(device)
         try:
-            built = provider.build(posed, gate.weight, gate.bias)
+            built = provider.build(posed, gate().weight, gate().bias)
             row["config"] = built.config
-            verdict = gate.check(lambda x, b=built, p=provider: b.run(x.contiguous(memory_format=p.memory_format), b.bank))
+            verdict = gate().check(lambda x, b=built, p=provider: b.run(conform(x, p.layout or problem.layout), b.bank))
             row |= {"error": f"{verdict.error:.2e}", "torch_error": f"{verdict.torch_error:.2e}"}
             row["gate"] = verdict.gate
             if verdict.ok:
-                timers[provider_name] = prepared(problem, device, provider, built)
+                timers[provider_name] = prepared(problem, device, provider, built, pool)
             else:
                 row["note"] = f"error above {verdict.allowed:.1e}: not timed"
         except Unavailable as reason:
             row["note"] = str(reason)
         except Exception as error:  # one provider's crash must not lose the others' figures
-            row |= {"gate": row.get("gate", "failed"), "note": f"{type(error).__name__}: {error}".splitlines()[0]}
-    add_figures(problem, device, rows, interleave(timers, rounds))
+            row |= {"gate": row.get("gate", "failed"), "note": first_line(error)}
+            if context.lost(device) is not None:
+                return [row for provider_name, row in rows.items() if provider_name not in timers]
+    try:
+        add_figures(problem, device, rows, interleave(timers, rounds))
+    except Exception as error:  # whose call it was is not known
+        for provider_name in timers:
+            rows[provider_name] |= {"gate": "failed", "note": f"while all were timed: {first_line(error)}"}
     return list(rows.values())
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def describe(name: str, provider: str, problem: ConvProblem, device: torch.device) -> report.Row:
@@ -90,18 +108,17 @@ def describe(name: str, provider: str, problem: ConvProblem, device: torch.devic
     return row
 
 
-def prepared(problem: ConvProblem, device: torch.device, provider: Provider, built: Built) -> Timer:
+def prepared(problem: ConvProblem, device: torch.device, provider: Provider, built: Built, pool: Pool) -> Timer:
     """A timer over rotating images, outputs and banks: in a network other layers flush L2 between two calls of this one.
 
     The images are random (zeros would run faster).
     """
     buffers = buffers_for(activation_bytes(problem) + built.bank.nbytes, device)
     shape, dtype = (problem.n, problem.c, problem.h, problem.w), getattr(torch, problem.dtype)
-    images = [
-        torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=provider.memory_format) for _ in range(buffers)
-    ]
+    layout = provider.layout or problem.layout
+    images = [conform(torch.randn(shape, device=device, dtype=dtype), layout) for _ in range(buffers)]
     banks = [built.bank, *(built.bank.clone() for _ in range(buffers - 1))]
-    return timer(lambda i: built.run(images[i], banks[i]), buffers, device)
+    return timer(lambda i: built.run(images[i], banks[i]), buffers, device, pool)
 
 
 def add_figures(
@@ -154,11 +171,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", type=usage.dtype, metavar="T", help="fp16, bf16 or fp32; default: fp16 on a GPU, else fp32")
     parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
     parser.add_argument("--rounds", type=usage.positive, metavar="N", help="of each provider, at least 5; default: 20, CPU 7")
+    parser.add_argument("--missing", action="store_true", help="leave out what has a row of this device and commit in --out")
     parser.add_argument("--tiny", action="store_true", help="shrink the GPU's cases to what Triton's interpreter can do")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. Exit code 1 where a provider failed the gate or a case has no figure at all."""
+    """Measure and print. Exit code 1 where a provider failed the gate or a case has no figure at all, 75 where one ended the
+    GPU's context."""
     device = usage.place(options.device)
     defaults = GPU if device.type == "cuda" or options.tiny else CPU
     named = cases(options.dtype or defaults.dtype, options.batch or defaults.batches)
@@ -170,16 +189,27 @@ def run(options: argparse.Namespace) -> int:
     if options.list:
         print("\n".join(f"{name:28}{problem}" for name, problem in chosen.items()))
         return 0
+    if options.missing and options.out is None:
+        raise usage.UsageError("--missing leaves out what --out holds: name that file too")
     if options.out is not None:
         report.start(options.out)
     failed, measured = False, []
     for name, problem in chosen.items():
         problem = tiny(problem) if options.tiny else problem
-        rows = measure(name, problem, device, providers, options.rounds or defaults.rounds)
+        asked = providers
+        if options.missing and options.out is not None:
+            done = report.done(options.out, describe(name, "", problem, device) | report.facts(device))
+            asked = {n: p for n, p in providers.items() if (name, n) not in done}
+            if not asked:
+                continue
+        rows = measure(name, problem, device, asked, options.rounds or defaults.rounds)
         failed |= not report.kept(options.out, rows)
         print(f"{title(name, problem, rows)}\n{report.table(rows, COLUMNS)}", flush=True)
         failed |= any(row.get("gate") == "failed" for row in rows) or not any("p50_us" in row for row in rows)
         measured += rows
+        if any(row.get("gate") == "failed" for row in rows) and (reason := context.lost(device)) is not None:
+            print(f"the GPU was lost ({reason}): only a new process can measure the rest, with --missing", file=sys.stderr)
+            context.abandon()
     print(summary(measured))
     return int(failed)
 

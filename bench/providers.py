@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,26 +40,54 @@ class Built(NamedTuple):
 
 
 class Provider(NamedTuple):
-    """``build(problem, weight, bias)`` packs and compiles outside the timing; x comes in ``memory_format``.
+    """``build(problem, weight, bias)`` packs and compiles outside the timing; x comes in ``layout``, None: the case's own.
 
     ``build`` raises Unavailable where the provider cannot serve. The problem's layout is that of x.
     """
 
     build: Callable[[ConvProblem, Tensor, Tensor | None], Built]
-    memory_format: torch.memory_format = torch.contiguous_format
+    layout: str | None = "nchw"
 
 
-def _eager(memory_format: torch.memory_format) -> Provider:
+def _eager(layout: str, kernel: str = "auto") -> Provider:
     """torch at its best: cuDNN looks for its fastest algorithm, the activation works in place."""
 
     def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
+        chosen = flags(kernel, layout, weight.device)
+
         def run(x: Tensor, weight: Tensor) -> Tensor:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=problem.precision == "tf32"):
+            with torch.backends.cudnn.flags(benchmark=True, allow_tf32=problem.precision == "tf32", **chosen):
                 return activate_(convolve(problem, x, weight, bias), problem.epilogue.activation)
 
-        return Built(run, weight.to(memory_format=memory_format), "eager, cudnn.benchmark")
+        order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        words = [f"{name}={value}" for name, value in chosen.items() if kernel != "auto"]
+        return Built(run, weight.to(memory_format=order), ", ".join(["eager", "cudnn.benchmark", *words]))
 
-    return Provider(build, memory_format)
+    return Provider(build, layout)
+
+
+def flags(kernel: str, layout: str, device: torch.device) -> dict[str, Any]:
+    """Arguments of ``torch.backends.cudnn.flags``.
+
+    Args:
+        kernel: who computes a depthwise layer: torch's own kernel (``native``), ``cudnn``, or whom torch chooses (``auto``).
+
+    Raises:
+        Unavailable: this torch, or this device, leaves no such choice.
+    """
+    if kernel == "auto":
+        return {"enabled": True}
+    if device.type != "cuda":
+        raise Unavailable(f"only on a GPU is there a choice between torch's own depthwise kernel and cuDNN's, not on {device}")
+    if hasattr(torch.backends.cudnn, "depthwise_kernel"):
+        return {"enabled": True, "depthwise_kernel": kernel}
+    if kernel == "native":
+        return {"enabled": False}
+    if layout == "channels_last":  # where torch takes cuDNN by itself
+        return {"enabled": True}
+    raise Unavailable(
+        f"torch {torch.__version__} takes cuDNN for a depthwise layer in channels_last only; 2.13 lets one choose"
+    )
 
 
 COMPILE_MODE = "max-autotune-no-cudagraphs"
@@ -87,7 +115,7 @@ def _flaggems(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Buil
     return Built(run, weight, f"flag_gems {getattr(importlib.import_module('flag_gems'), '__version__', '')}".strip())
 
 
-def _algorithm(name: str, memory_format: torch.memory_format = torch.contiguous_format) -> Provider:
+def _algorithm(name: str, layout: str | None = None) -> Provider:
     def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
         try:
             chosen = plan(problem, devices.of(weight.device), name)
@@ -100,7 +128,7 @@ def _algorithm(name: str, memory_format: torch.memory_format = torch.contiguous_
 
         return Built(run, algorithm.pack(weight, problem, chosen.config), config_to_json(chosen))
 
-    return Provider(build, memory_format)
+    return Provider(build, layout)
 
 
 def config_to_json(chosen: Plan) -> str:
@@ -109,11 +137,16 @@ def config_to_json(chosen: Plan) -> str:
 
 
 PROVIDERS: dict[str, Provider] = {
-    "torch": _eager(torch.contiguous_format),
-    "torch_channels_last": _eager(torch.channels_last),
+    "torch": _eager("nchw"),
+    "torch_channels_last": _eager("channels_last"),
+    "torch_native": _eager("nchw", "native"),
+    "torch_native_channels_last": _eager("channels_last", "native"),
+    "torch_cudnn": _eager("nchw", "cudnn"),
+    "torch_cudnn_channels_last": _eager("channels_last", "cudnn"),
     "torch_compile": Provider(_compile),
     "flaggems": Provider(_flaggems),
     OURS + "auto": _algorithm("auto"),
-    OURS + "auto_channels_last": _algorithm("auto", torch.channels_last),
+    OURS + "auto_nchw": _algorithm("auto", "nchw"),
+    OURS + "auto_channels_last": _algorithm("auto", "channels_last"),
     **{OURS + name: _algorithm(name) for name in registry.meant_for(ConvProblem)},
 }

@@ -12,6 +12,7 @@ from lk_triton import device as devices
 from lk_triton.bench import conv
 from lk_triton.bench.cases import cases, layer, select, tiny
 from lk_triton.bench.floor import compulsory_bytes, floor, mma_tflops
+from lk_triton.commands.tune import problems
 from lk_triton.problem import ConvProblem
 
 H100 = devices.TABLE["h100"]
@@ -34,6 +35,20 @@ def test_cases_are_the_published_layers() -> None:
     assert [s[-2:] for s in shapes("slak-*")] == [(51, 51), (51, 5), (5, 51)]
     convnext = [(96, 56, 56, 7, 7), (192, 28, 28, 7, 7), (384, 14, 14, 7, 7), (768, 7, 7, 7, 7)]
     assert [s[1:] for s in shapes("convnext-*")] == convnext
+
+
+def test_cases_are_what_a_fused_network_poses() -> None:
+    """Every field, the layout too: the plans that tuning a network saves are those of these cases."""
+    for size, batches in ((224, (64, 8, 1)), (384, (64, 1))):
+        posed = {p for p in problems("replknet_31b", list(batches), [size], ["float16"]) if isinstance(p, ConvProblem)}
+        assert set(select(cases(), [f"31b-{size}-*"]).values()) == {p for p in posed if p.kh > 3}
+
+
+def test_layouts_are_those_of_the_networks() -> None:
+    layouts = {name.split("-")[0]: p.layout for name, p in cases(batches=(64,)).items()}
+    expected = {"31b": "channel_major", "wide": "channel_major", "convnext": "channels_last"}
+    assert layouts == {"table1": "nchw", "slak": "nchw"} | expected
+    assert [p.layout for p in select(cases(), ["31b-224-*-n1"]).values()] == ["nchw", "nchw", "channel_major", "channel_major"]
 
 
 def test_cases_are_unique_and_complete() -> None:
