@@ -1,0 +1,67 @@
+"""What the first call of each layer costs where nothing is cached and nothing is timed: choosing a config, and compiling.
+
+For a GPU that need not be here. Seconds are CPU time of the process and its compilers, because the machine may be busy.
+Reading the result back (cuobjdump, nvdisasm), which a call does not do, is part of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lk_triton import device as devices
+from lk_triton import inspector
+from lk_triton.models import create_model
+from lk_triton.recorder import problems_of
+from lk_triton.tuning.plan import plan
+from lk_triton.tuning.tuner import with_layers
+
+from . import usage
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``run``."""
+    parser.description = __doc__
+    parser.add_argument("--arch", default="h100", metavar="A", help="such as sm_80 or h200; default: %(default)s")
+    parser.add_argument("--model", default="replknet_31b", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--batch", type=usage.positive, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument("--size", type=usage.positive, default=224, metavar="N", help="default: %(default)s")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one JSON object a layer: problem, source of its plan, registers, kernels that were compiled, seconds."""
+    if devices.interpreted():
+        raise usage.UsageError("interpreted kernels are not compiled: unset TRITON_INTERPRET")
+    try:
+        device = devices.for_arch(options.arch)
+        network = create_model(options.model, device="meta").eval().reparameterize().half()
+    except ValueError as error:
+        raise usage.UsageError(str(error)) from None
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        for problem in with_layers(problems_of(network, (options.batch, 3, options.size, options.size))):
+            kernels, start = _compiled(folder), sum(os.times()[:4])
+            chosen = plan(problem, device)  # of cublas, its epilogue is compiled
+            report = inspector.compile_launch(inspector.meta_launch(problem, chosen.algorithm, chosen.config), device.name)
+            row = {"problem": str(problem), "source": chosen.source, "registers": report.registers}
+            row |= {"kernels": _compiled(folder) - kernels, "seconds": round(sum(os.times()[:4]) - start, 2)}
+            print(json.dumps(row), flush=True)
+    return 0
+
+
+def _compiled(folder: str) -> int:
+    """Kernels in Triton's cache."""
+    return sum(1 for _ in Path(folder).rglob("*.cubin"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lk_triton.bench.first_call``."""
+    return usage.main("first_call", add_arguments, run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
