@@ -87,7 +87,7 @@ def merged(old: Mapping[str, Any] | None, new: Mapping[str, Any], said: list[str
         else:
             added.append(data)
     problems = [data["problem"] for data in added]
-    kept = [data for data in old["entries"] if data["problem"] not in problems] if old else []
+    kept = [data for data in old["entries"] if data.get("problem") not in problems] if old else []
     usable = [data for data in kept if not entries.stale(data)]
     dropped = len(kept) - len(usable)
     said.append(f"{new['device']}: {len(added)} plans adopted, {len(usable)} kept, {dropped} stale ones dropped")
@@ -150,7 +150,7 @@ def visit(root: Path, out: Path, rehearsal: bool, said: list[str]) -> Files:
         new[target] = merged(before, raw, said).encode()
         said.append(f"{file}: {target}")
     if not (root / folder / "README.md").exists():
-        blocks = "".join(f"{text}{chr(10).join(pages.markers(name))}\n\n" for name, text in SECTIONS.items())
+        blocks = "".join("{}{}\n{}\n\n".format(text, *pages.markers(name)) for name, text in SECTIONS.items())
         new[folder / "README.md"] = TEMPLATE.format(device=named[0], month=month, blocks=blocks).encode()
     said += [f"failed, no figure: {text}" for text in found.failed()]
     return new
@@ -237,14 +237,14 @@ def adopt(root: Path, outs: Sequence[Path], scratch: Path | None = None) -> list
             new = visit(tree, out, scratch is not None, said)
             write(tree, new)
             changed |= new
-        figures_anew = filled(tree, scratch is not None)
-        changed |= figures_anew
+        written = filled(tree, scratch is not None)
+        changed |= written
         if scratch is None:
             changed = {path: content for path, content in changed.items() if not _holds(root / path, content)}
             write(root, changed)
             said.append(f"written: {', '.join(map(str, changed)) or 'nothing, all is up to date'}")
         else:
-            write(tree, {page: BANNER + content for page, content in figures_anew.items()})
+            write(tree, {page: BANNER + content for page, content in written.items()})
             shutil.copytree(tree, scratch, dirs_exist_ok=True)
             said.append(f"written: copies in {scratch}")
     return said
