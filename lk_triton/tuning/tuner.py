@@ -98,7 +98,10 @@ class ContextLost(RuntimeError):
 
     def __init__(self, problem: Problem, candidate: Candidate | None, reason: str) -> None:
         who = f"{candidate.algorithm} {candidate.config}" if candidate else "a candidate"
-        super().__init__(f"the GPU was lost while {who} ran {problem}: {reason}; only a new process can measure the others")
+        super().__init__(
+            f"the GPU was lost while {who} ran {problem}: {reason}; only a new process can measure the others"
+            + (f", without {candidate.algorithm} where LK_TRITON_WITHOUT names it" if candidate else "")
+        )
         self.candidate = candidate
 
 
