@@ -27,6 +27,8 @@ from typing import Any
 
 import torch
 
+from . import environment
+
 
 @dataclass(frozen=True)
 class Device:
@@ -181,7 +183,7 @@ CPU = Device("cpu", "cpu", "cpu")
 
 def interpreted() -> bool:
     """Whether TRITON_INTERPRET asks Triton kernels to run in the interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+    return environment.value(environment.INTERPRET).lower() in ("1", "true", "on", "yes")
 
 
 def rehearsal() -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    ("log", "files", "problem", "device", "context", "layout", "reparam"),
+    ("environment", "log", "files", "problem", "device", "context", "layout", "reparam"),
     ("kernels", "algorithms"),
     ("tuning",),
     ("library", "library_dense", "library_ffn", "library_stem", "transforms", "flops", "recorder", "checks"),

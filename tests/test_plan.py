@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +13,11 @@ import torch
 
 import lk_triton
 from lk_triton import device as devices
+from lk_triton import environment
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import Estimate
 from lk_triton.algorithms.pair import PairAlgorithm
+from lk_triton.algorithms.pointwise import PointwiseAlgorithm
 from lk_triton.functional import explain_problem
 from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.tuning import cache, tuner
@@ -96,6 +100,28 @@ def test_old_gpus_and_other_devices() -> None:
     for name in ("mps", "xpu", "meta"):
         assert plan(LARGE, devices.of(torch.device(name))).algorithm == "torch"
     assert plan(LARGE, devices.CPU).algorithm == "torch"
+
+
+def test_a_variable_takes_effect_at_the_next_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = DenseProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
+    monkeypatch.setattr(
+        PointwiseAlgorithm, "estimate", lambda self, p, config, d: Estimate(2.0 - config.warp_specialize, "mma")
+    )
+    monkeypatch.delenv("LK_TRITON_WARP_SPECIALIZE", raising=False)
+    for value, specialized in (("0", False), ("1", True), ("0", False)):
+        monkeypatch.setenv("LK_TRITON_WARP_SPECIALIZE", value)
+        assert plan(problem, H100, "pointwise").config.warp_specialize == specialized
+
+
+def test_algorithms_read_the_environment_in_one_place() -> None:
+    """Where a plan's key comes from. ``base.py`` reads one more, which launches depend on and configs do not."""
+    package = Path(environment.__file__).parent
+    for file in [*package.glob("algorithms/*.py"), *package.glob("kernels/*.py"), package / "layout.py"]:
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        reads = [n for n in nodes if {"environ", "getenv"} & {getattr(n, "attr", None), getattr(n, "id", None)}]
+        assert len(reads) == (file.name == "base.py"), file
+    with pytest.raises(ValueError, match="HOME is not one of LK_TRITON_WARP_SPECIALIZE, "):
+        environment.value("HOME")
 
 
 def test_empty_batch_is_planned_as_one_image() -> None:

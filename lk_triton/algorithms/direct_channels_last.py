@@ -36,7 +36,7 @@ def channels_last_configs(problem: ConvProblem, device: Device) -> list[DirectCo
         return []
     apart, rest = divmod(problem.stride[0], problem.dilation[0])
     shared = rest == 0 and apart < problem.kh and problem.oh > 1
-    return [
+    found = [
         DirectConfig(block, block // device.warp_size, rows, outputs, channels)
         for rows in ((1, 2) if shared else (1,))
         for outputs in (4, 8, 2, 1)
@@ -44,6 +44,13 @@ def channels_last_configs(problem: ConvProblem, device: Device) -> list[DirectCo
         for channels in (4, 8, 1)
         for block in (128, 256, 64)
     ]
+    return [config for config in found if _countable(problem, config)]
+
+
+def _countable(problem: ConvProblem, config: DirectConfig) -> bool:
+    """Whether 32 bits count the programs, and their positions."""
+    blocks = position_blocks(problem, config)
+    return blocks * max(config.block // config.channels, channel_blocks(problem, config)) < 2**31
 
 
 def channel_vector(problem: ConvProblem) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import product
 from math import ceil
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .. import device as devices
-from .. import layout
+from .. import environment, layout
 from ..device import Device
 from ..problem import DenseProblem
 from .base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
@@ -38,9 +37,6 @@ from .pointwise_work import (
     tensor_columns,
     tiles_of,
 )
-
-WARP_SPECIALIZE = "LK_TRITON_WARP_SPECIALIZE"
-"""1 adds warp-specialized configs on sm_90: right on an H100, and 0.90 to 1.06 times as fast as the best of the others."""
 
 TILES = tuple((m, n) for m, n in product((64, 128, 32, 256), (64, 128, 256)) if m * n <= 128 * 256)
 GROUP = 8
@@ -97,7 +93,8 @@ class PointwiseAlgorithm(DenseAlgorithm):
                 pipelines += [(k, tuple(s for s in stages if k * s <= problem.c)) for k, stages in DEEP.items()]
             grid = ((step_k, *c) for step_k, stages in pipelines for c in product((8, 4), stages, (True, False)))
             for step_k, warps, stages, tma in grid:  # at equal estimates, the first
-                specialize = (False, True) if tma and warps == 4 and os.environ.get(WARP_SPECIALIZE) == "1" else (False,)
+                asked = environment.value(environment.WARP_SPECIALIZE) == "1"
+                specialize = (False, True) if tma and warps == 4 and asked else (False,)
                 for special in specialize:
                     config = PointwiseConfig(rows, columns, step_k, warps, stages, precision, tma, special)
                     if _fits(problem, config, device):

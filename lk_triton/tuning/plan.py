@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import torch
 
+from .. import environment
 from ..algorithms import registry
 from ..algorithms.base import Config
 from ..algorithms.cublas import rounds_products
@@ -113,7 +114,7 @@ def plan(
         ValueError: the forced algorithm cannot serve (the text says why), or a name is unknown.
     """
     problem = at_least_one_image(problem)
-    state = cache.state(), torch.backends.mkldnn.enabled, rounds_products()
+    state = environment.state(), cache.state(), torch.backends.mkldnn.enabled, rounds_products()
     if algorithm != "auto":
         return _forced(problem, device, algorithm, bank_format, state)
     return _auto(problem, device, preferred(), excluded(), bank_format, packing, state)

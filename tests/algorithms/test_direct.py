@@ -13,7 +13,7 @@ from numerics import assert_accurate
 
 import lk_triton
 from lk_triton import device, layout
-from lk_triton.algorithms import base
+from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import image_vector
 from lk_triton.algorithms.direct import DirectAlgorithm
 from lk_triton.algorithms.direct_channels_last import channels_last_work
@@ -246,3 +246,14 @@ def test_compiled(arch: str):
         assert report["loop"]["mma"] == 0
         width = image_vector(p) * p.itemsize if p.layout == "nchw" else 16
         assert str(width) in report["loop"]["loads"], p
+
+
+def test_channels_last_positions_are_counted_in_32_bits():
+    """(64, 2, 8192, 8192): 2^31 positions of two columns each, 2^29 of eight."""
+    p = ConvProblem(64, 2, 8192, 8192, 3, 3, padding=(1, 1), layout="channels_last")
+    h100 = device.TABLE["h100"]
+    assert registry.get("direct").supports(p, h100) is None
+    offered = {(c.rows, c.columns) for c in registry.get("direct").configs(p, h100) if c.channels}
+    assert (1, 8) in offered
+    assert (2, 2) in offered
+    assert not {(1, 1), (1, 2), (2, 1)} & offered
