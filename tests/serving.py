@@ -50,5 +50,5 @@ def call(problem: Problem, given: Inputs, algorithm: str = "auto") -> torch.Tens
         return dense_conv2d(x, weight, bias, residual=residual, **geometry, **options)
     layers: Any = [tensor for layer in zip(weight, bias or (), strict=True) for tensor in layer]
     if isinstance(problem, FfnProblem):
-        return conv_ffn(x, *layers, residual, **options)
+        return conv_ffn(x, *layers, residual=residual, **options)
     return conv_stem(x, *layers, **options)

@@ -96,7 +96,8 @@ class Sources:
             owner = self._resolve(kind.__module__, [kind.__name__])
             body = owner.node.body if owner and isinstance(owner.node, ast.ClassDef) else []
             found += [Definition(kind.__module__, n) for n in body if isinstance(n, ast.FunctionDef) and n.name == name]
-        return next(iter(found[found.index(above) + 1 if above in found else 0 :]), None)
+        behind = found.index(above) + 1 if above is not None and above in found else 0
+        return next(iter(found[behind:]), None)
 
     def _resolve(self, module: str, parts: list[str]) -> Definition | None:
         """What the dotted name ``parts`` stands for in ``module``; None where that is not followed."""

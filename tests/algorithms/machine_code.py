@@ -154,8 +154,8 @@ def _tuples(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    import triton
+    from triton import knobs
 
-    triton.knobs.compilation.disable_line_info = True
+    knobs.compilation.disable_line_info = True
     for plan_line in sys.stdin:
         print(digest(Plan.from_json(json.loads(plan_line))), flush=True)
