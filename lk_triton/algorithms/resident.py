@@ -71,7 +71,7 @@ class ResidentAlgorithm(TritonAlgorithm):
     """Stride 1, any odd kernel whose matrix fits in shared memory, half types, on Hopper; for batches of dozens of images."""
 
     name = "resident"
-    versions: ClassVar = {"resident": 1}  # raised when the kernel, its launch or its packing changes
+    versions: ClassVar = {"resident": 2}  # raised when the kernel, its launch or its packing changes
     config_type = ResidentConfig
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:

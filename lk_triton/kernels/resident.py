@@ -191,8 +191,8 @@ def _work(x_a, x_b, t_a, t_b, x_c, residual_c, out_c, bias_c, first, SPLIT, bloc
             else:
                 # this step's rows have landed, and every warp has passed its wait for the step before the last
                 async_copy.wait_group(STAGES - 3)
-            if SYNC:
-                fence_async_shared()
+            # wgmma reads through the async proxy: Triton 3.6 puts no fence behind asynchronous copies, later ones do
+            fence_async_shared()
             q = S_HI - (i + pad_h - g * R)
             b = _window(t_a, q, R, WT, D * KIN_A)
             acc = warpgroup_mma(x_a.index(slot), b.permute((1, 0)), acc, is_async=True)

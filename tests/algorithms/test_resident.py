@@ -32,6 +32,7 @@ from lk_triton.algorithms.resident_work import (
     steps_of,
     tile_blocks,
 )
+from lk_triton.disassembly import main_loop
 from lk_triton.inspector import meta_launch
 from lk_triton.problem import ConvProblem, Epilogue
 from lk_triton.tuning import tuner
@@ -318,6 +319,33 @@ def test_compiled_for_sm_90(folder):
         assert report["shared_bytes"] <= shared_bytes(p, config), (p, config)
         assert report["num_warps"] == 4 * config.groups
         assert report["loop"]["mma_kind"].startswith(f"HGMMA.{IMAGES}x{config.outputs}x16"), (p, config)
+
+
+FENCES = """
+import sys
+from lk_triton import inspector
+from lk_triton.algorithms.resident_work import ResidentConfig
+from lk_triton.problem import ConvProblem, Epilogue
+for line in sys.stdin:
+    problem, config = eval(line)
+    print(inspector.compile_launch(inspector.meta_launch(problem, "resident", config), "sm_90").disassembly, end="\\f")
+"""
+
+
+def test_a_fence_stands_before_the_products(folder):
+    """Once, behind a step's wait for its copies: wgmma reads through another proxy than copies write."""
+    layers = [
+        (problem(64, c, size, size, kernel, kernel), replace(config, buffers=4))
+        for c, size, kernel, config, _ in (MEASURED[i] for i in (0, 4, 6))
+    ]
+    listings = run_compiling(["-c", FENCES], folder, "\n".join(map(repr, layers))).split("\f")[:-1]
+    assert len(listings) == len(layers)
+    for listing in listings:
+        loop = [text.split()[0] for text in main_loop(listing)]
+        fences = [i for i, name in enumerate(loop) if name.startswith("FENCE.VIEW.ASYNC")]
+        wait, product = (next(i for i, name in enumerate(loop) if name.startswith(n)) for n in ("DEPBAR", "HGMMA"))
+        assert len(fences) == 1
+        assert wait < fences[0] < product
 
 
 def test_plan_with_a_triton_that_can(monkeypatch):
