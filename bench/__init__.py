@@ -7,5 +7,6 @@ lk-triton bench model-error conv.csv          the cost model against what was me
 lk-triton bench goals                         docs/tuning.md's tables of estimates, from the cost model
 lk-triton bench report *.csv --out page.html  all of it as one HTML page
 lk-triton bench adopt OUT                     a visit's files into tables, results/, README and docs/
-bench/gpu_check.sh OUT                        all of it and the GPU tests, within a short visit to a GPU
+bench/gpu_visit.sh --part A --state DIR OUT   all of it and the GPU tests, in three parts of at most ten minutes on a GPU
+python -m lk_triton.bench.prewarm --out FILE  the kernels of such a visit, compiled before it
 """

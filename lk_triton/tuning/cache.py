@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Table:
 
 _loaded: dict[Path, Table | None] = {}
 _generation = 0
+_unmeasured: ContextVar[bool] = ContextVar("lk_triton_unmeasured", default=False)
 
 
 def reload() -> None:
@@ -65,9 +67,19 @@ def reload() -> None:
     _generation += 1
 
 
-def state() -> tuple[str | None, bool, int]:
+def state() -> tuple[str | None, bool, int, bool]:
     """What a lookup depends on besides its arguments; whoever remembers lookups remembers them by this too."""
-    return os.environ.get(VARIABLE), distributed(), _generation
+    return os.environ.get(VARIABLE), distributed(), _generation, _unmeasured.get()
+
+
+@contextlib.contextmanager
+def unmeasured() -> Iterator[None]:
+    """Inside the ``with`` block, in this thread, nothing was ever measured: plans come from the cost model alone."""
+    token = _unmeasured.set(True)
+    try:
+        yield
+    finally:
+        _unmeasured.reset(token)
 
 
 def distributed() -> bool:
@@ -115,17 +127,18 @@ def ignored() -> bool:
 
 def user_entries(problem: Problem, device: Device) -> tuple[Entry, ...]:
     """What the user's cache holds for exactly ``problem``, the fastest first; nothing where it is ``ignored``."""
-    return () if ignored() else _entries(directory(), problem, device)
+    return () if ignored() or _unmeasured.get() else _entries(directory(), problem, device)
 
 
 def shipped_tables() -> list[Table]:
     """Every table that ships, in the order of the file names."""
-    return [table for file in sorted(TABLES.glob("*.json")) if (table := _table(file)) is not None]
+    files = [] if _unmeasured.get() else sorted(TABLES.glob("*.json"))
+    return [table for file in files if (table := _table(file)) is not None]
 
 
 def shipped_entries(problem: Problem, device: Device) -> tuple[Entry, ...]:
     """What the table that ships for ``device`` holds for exactly ``problem``, the fastest first."""
-    return _entries(TABLES, problem, device)
+    return () if _unmeasured.get() else _entries(TABLES, problem, device)
 
 
 def user_tables() -> dict[Path, Table | None]:
