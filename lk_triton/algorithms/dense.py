@@ -67,8 +67,8 @@ def rows_are_aligned(problem: DenseProblem | FfnProblem) -> bool:
 
 
 def describable(*matrices: Tensor) -> bool:
-    """Whether tensor descriptors can be made of them."""
-    return not any(t.stride(0) * t.element_size() % 16 or t.data_ptr() % 16 for t in matrices)
+    """Whether tensor descriptors can be made of them: rows and their distance, which is not 0, at multiples of 16 bytes."""
+    return not any(t.stride(0) == 0 or t.stride(0) * t.element_size() % 16 or t.data_ptr() % 16 for t in matrices)
 
 
 def row_arguments(prefix: str, t: Tensor | None, widest: int) -> dict[str, Any]:

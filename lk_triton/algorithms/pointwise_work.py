@@ -8,6 +8,7 @@ from math import ceil
 
 from ..device import Device
 from ..problem import DenseProblem
+from .base import vector_width
 from .dense import one_row, pixels
 from .dot import Dot, kind_of
 
@@ -105,9 +106,12 @@ def registers(problem: DenseProblem, config: PointwiseConfig, device: Device) ->
     copies, per_load, rest = (1.25, 5, 40) if dot.kind in ("wgmma", "tcgen05") else (2, 6, 50)
     count = copies * accumulators + per_load * loads + rest
     count += {None: 0, "relu": 0, "gelu": 15, "silu": 20}[problem.epilogue.activation]
-    rows_out = problem.out_layout == "channel_major" or problem.n == 1
-    # outputs that are not one row have an address each, twice with a residual
-    count += (0.25 if rows_out else 0.5) * accumulators if problem.epilogue.residual else 0
+    if problem.epilogue.residual:
+        apart = (
+            problem.out_layout != "channel_major" and problem.n > 1
+        )  # each vector then has an address
+        addresses = 2 / vector_width(16 // problem.itemsize, [], problem.oh * problem.ow) if apart else 0
+        count += (0.25 + addresses) * accumulators
     count += 0 if one_row(problem) else 20
     return count + (32 + 2 * dot.elements_per_lane if problem.itemsize == 4 else 0)
 

@@ -20,7 +20,7 @@ from lk_triton.algorithms.pointwise import PointwiseAlgorithm
 from lk_triton.algorithms.pointwise_work import issued_macs, operand_bytes, shared_bytes, tensor_columns
 from lk_triton.algorithms.stem import StemAlgorithm
 from lk_triton.algorithms.stem import issued_macs as stem_macs
-from lk_triton.problem import DenseProblem, Epilogue
+from lk_triton.problem import DenseProblem, Epilogue, FfnProblem
 from lk_triton.tuning.accuracy import Gate
 from lk_triton.tuning.plan import plan
 
@@ -311,3 +311,30 @@ def test_no_call_sets_the_flag(products: Callable[[str], None], monkeypatch: pyt
     monkeypatch.undo()
     torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight), rtol=1e-4, atol=1e-4)
     assert not set_to
+
+
+def test_no_descriptor_of_an_expanded_x() -> None:
+    """All channels are one row: a tensor map with stride 0 is refused by the driver."""
+    one = torch.empty((1, 1, 16, 16), dtype=torch.float16, device="meta")
+    x = one.expand(1, 64, 16, 16)
+    assert layout.layout_of(x) == "nchw"
+    assert layout.layout_of(one.expand(4, 64, 16, 16)) == "nchw"
+    dense, ffn = DenseProblem(1, 64, 16, 16, 128), FfnProblem(1, 64, 16, 16, 256)
+
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float16, device="meta")
+
+    weights: dict[str, Any] = {"pointwise": meta(128, 64, 1, 1), "convffn": (meta(256, 64, 1, 1), meta(64, 256, 1, 1))}
+    for problem, name, biases in ((dense, "pointwise", None), (ffn, "convffn", (meta(256), meta(64)))):
+        algorithm: Any = registry.get(name)
+        config = next(c for c in algorithm.configs(problem, H100) if c.tma)
+        for given, tma in ((x, False), (x.contiguous(), True)):
+            args = algorithm.kernel_launch(problem, config, given, weights[name], biases, None, meta(*problem.out_shape)).args
+            assert (args["TMA"], isinstance(args["x"], torch.Tensor)) == (tma, not tma)
+
+
+def test_the_last_layer_of_a_backbone_does_not_spill() -> None:
+    """31B's last 1x1 stores its map as contiguous NCHW, with a residual: an address for each output."""
+    fields = {"n": 64, "c": 4096, "h": 7, "w": 7, "out_channels": 1024, "layout": "channel_major", "out_layout": "nchw"}
+    (report,) = compile_all([("sm_90", "pointwise", fields, (True, None, True), None)])
+    assert report["spill_bytes"] == 0
