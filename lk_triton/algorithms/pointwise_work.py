@@ -107,11 +107,9 @@ def registers(problem: DenseProblem, config: PointwiseConfig, device: Device) ->
     count = copies * accumulators + per_load * loads + rest
     count += {None: 0, "relu": 0, "gelu": 15, "silu": 20}[problem.epilogue.activation]
     if problem.epilogue.residual:
-        apart = (
-            problem.out_layout != "channel_major" and problem.n > 1
-        )  # each vector then has an address
-        addresses = 2 / vector_width(16 // problem.itemsize, [], problem.oh * problem.ow) if apart else 0
-        count += (0.25 + addresses) * accumulators
+        one_row_out = problem.out_layout == "channel_major" or problem.n == 1
+        vector = vector_width(16 // problem.itemsize, [], problem.oh * problem.ow)
+        count += (0.25 if one_row_out else 0.25 + 2 / vector) * accumulators  # elsewhere every vector has an address, of two
     count += 0 if one_row(problem) else 20
     return count + (32 + 2 * dot.elements_per_lane if problem.itemsize == 4 else 0)
 
