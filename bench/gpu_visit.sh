@@ -12,7 +12,7 @@
 # network.csv, conv.csv, tune.jsonl, and tuned.json, the plans. The exit status is the sum of what failed: 1 facts of the
 # machine, 2 tests, 4 repeated calls, 8 networks, 16 tuning, 32 layers, 128 other programs; 64 is a wrong call.
 #
-# LK_TRITON_COMMIT names the commit in results, also where .git is of another tree. LK_TRITON_WITHOUT=a,b leaves out algorithms.
+# LK_TRITON_COMMIT names the commit in results, also where .git is of another tree; LK_TRITON_WITHOUT=a,b leaves algorithms out.
 #
 # A rehearsal runs each part twice, which `--as` does with one part: as "values", at tiny sizes in Triton's interpreter, with
 # the gates on; as "launches", at full sizes on the stub driver (bench/stub), where nothing is computed. `--as compile` is
@@ -200,7 +200,7 @@ part_b() {
     local own=("${graphs[0]}" lk_triton_compile)
     local layers=('31b-224-*-n64' '31b-224-*-n1' 'convnext-*' 'table1-r32-k7-*' 'wide-stage1-*')
     local compiled=('31b-224-*-n64' 'convnext-*')
-    local providers=(torch torch_channels_last 'torch_[!c]*' 'lk_triton_*')
+    local providers=(torch torch_channels_last 'torch_native*' 'torch_cudnn*' 'lk_triton_*')
     local peers=('timm_compile/*' 'timm_channels_last_compile/*')
     [[ $as == values ]] && layers=('31b-224-stage4-n64' 'convnext-stage4-*') compiled=('convnext-stage4-*')
     [[ $as == launches ]] && peers=('timm_channels_last_compile/*')
@@ -218,8 +218,9 @@ part_c() {
     [[ $as == launches ]] && grid=('table1-r32-k31-*') models=(replknet_xl) some=(64)
     [[ $as == values ]] && sizes=()
     tests tests_rest 120
-    network larger 60 --missing --model replknet_31b "${sizes[@]}" --batch "${some[@]}" --forms published "${graphs[0]}" --peers
-    network larger_models 90 --model "${models[@]}" --missing --batch "${some[@]}" --forms published "${graphs[0]}" --peers
+    local both=(--batch "${some[@]}" --forms published "${graphs[0]}" --peers)
+    network larger 60 --missing --model replknet_31b "${sizes[@]}" "${both[@]}"
+    network larger_models 90 --missing --model "${models[@]}" "${both[@]}"
     if [[ $as == values || $as == gpu ]]; then # they print what was computed
         unset TRITON_INTERPRET
         program run 30 lk_triton.cli run --sample --json "${on[@]}" "${small[@]}"

@@ -100,7 +100,8 @@ def unpack(archive: Path, cache: Path) -> int:
         names = [member.name for member in tar.getmembers()]
     for file in (cache / name for name in names if Path(name).name.startswith(GROUP)):
         group = json.loads(file.read_text())
-        paths = {name: str(cache / Path(path).relative_to(before)) for name, path in group["child_paths"].items()}
+        there = {name: path for name, path in group["child_paths"].items() if name.endswith(KEPT)}
+        paths = {name: str(cache / Path(path).relative_to(before)) for name, path in there.items()}
         file.write_text(json.dumps(group | {"child_paths": paths}))
     return len(names) - 1
 
