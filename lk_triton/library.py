@@ -18,6 +18,7 @@ from . import layout
 from .algorithms import registry, torch_
 from .algorithms.base import Weights
 from .problem import Convolution, ConvProblem, Epilogue, Problem, output_size
+from .tuning import verify
 from .tuning.on_call import plan_for_call
 
 NAME = "lk_triton::depthwise_conv2d"
@@ -104,7 +105,13 @@ def run(
     algorithm: str,
     bank_format: str | None,
 ) -> Tensor:
-    """Plan and launch; packs the weight where the plan reads another format than ``bank_format``, that of ``bank``."""
+    """Plan and launch; packs the weight where the plan reads another format than ``bank_format``, that of ``bank``.
+
+    A kernel that no GPU has confirmed is checked first (``tuning/verify.py``); if it is wrong, the next best algorithm serves.
+
+    Raises:
+        RuntimeError: ``algorithm`` names a kernel that is wrong; or the weight would be packed under capture.
+    """
     chosen = plan_for_call(problem, x.device, algorithm, bank_format)
     if 0 in problem.out_shape:
         return layout.empty(problem.out_shape, problem.out_layout, x)
@@ -116,8 +123,19 @@ def run(
                 f"{problem} would pack its weight in every replay of the graph that is being captured: call prepare() on the "
                 "layer, with the input shape of the capture, after the last change of its weight"
             )
-        bank = serving.pack(weight, problem, chosen.config)
-    return serving.launch(problem, chosen.config, x, bank, bias, residual)
+        packed = serving.pack(weight, problem, chosen.config)
+    else:
+        packed = bank
+
+    def compute(x: Tensor) -> Tensor:
+        return serving.launch(problem, chosen.config, x, packed, bias, residual)
+
+    out = compute(x)
+    if verify.due(problem, chosen, x) and not verify.agrees(
+        problem, chosen, compute, x, weight, bias, residual, forced=algorithm != "auto"
+    ):
+        return run(problem, x, weight, bias, residual, bank, algorithm, bank_format)
+    return out
 
 
 @torch.library.register_fake(NAME, lib=_library)

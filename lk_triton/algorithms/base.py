@@ -51,11 +51,13 @@ class Algorithm(Protocol):
 
     ``problems`` are the kinds that it is meant for; it refuses others. ``versions`` tells, by kernel form, how often what a
     config runs has changed: measurements carry the version of their form, and are stale at another one. It is raised when the
-    form's kernel, its launch or its packing changes, and for nothing else.
+    form's kernel, its launch or its packing changes, and for nothing else. ``hand_synchronized`` says that barriers and fences
+    are the kernel's own affair, not the compiler's.
     """
 
     name: str
     versions: ClassVar[dict[str, int]]
+    hand_synchronized: bool
     config_type: type[Any]
     problems: tuple[type[Any], ...]
 
@@ -65,6 +67,10 @@ class Algorithm(Protocol):
 
     def version(self, config: Config) -> int:
         """Of the kernel form that ``config`` runs."""
+        ...
+
+    def channel_tile(self, problem: Any, config: Config) -> int:
+        """Adjacent output channels that one program computes: what is wrong in one of them may be right in the next tile."""
         ...
 
     def supports(self, problem: Any, device: Device) -> str | None:
@@ -133,6 +139,7 @@ class Versioned:
 
     name = ""
     versions: ClassVar[dict[str, int]]
+    hand_synchronized = False
 
     def form(self, config: Any) -> str:
         """The only one."""
@@ -141,6 +148,10 @@ class Versioned:
     def version(self, config: Any) -> int:
         """That of the form."""
         return self.versions[self.form(config)]
+
+    def channel_tile(self, problem: Any, config: Any) -> int:
+        """A program computes one channel."""
+        return 1
 
 
 class TritonAlgorithm(Versioned):

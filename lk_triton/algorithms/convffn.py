@@ -49,6 +49,10 @@ class ConvffnAlgorithm(DenseAlgorithm):
     config_type: type[Any] = ConvffnConfig
     problems = (FfnProblem,)
 
+    def channel_tile(self, problem: FfnProblem, config: ConvffnConfig) -> int:
+        """All."""
+        return problem.c
+
     def supports(self, problem: FfnProblem, device: Device) -> str | None:
         """None, or why not."""
         reason = super().supports(problem, device)

@@ -51,6 +51,10 @@ class ConvstemAlgorithm(DenseAlgorithm):
     config_type: type[Any] = ConvstemConfig
     problems = (StemProblem,)
 
+    def channel_tile(self, problem: StemProblem, config: ConvstemConfig) -> int:
+        """All."""
+        return problem.channels
+
     def supports(self, problem: StemProblem, device: Device) -> str | None:
         """None, or why not."""
         reason = super().supports(problem, device)

@@ -55,6 +55,10 @@ class DirectAlgorithm(TritonAlgorithm):
         """Of lanes along the rows, or along the channels."""
         return "direct_channels_last" if config.channels else "direct"
 
+    def channel_tile(self, problem: ConvProblem, config: DirectConfig) -> int:
+        """One channel, or a lane's vector of them side by side, which may be as short as one."""
+        return config.channels or 1
+
     def supports(self, problem: ConvProblem, device: Device) -> str | None:
         """None, or why not."""
         reason = super().supports(problem, device)

@@ -67,6 +67,10 @@ class PointwiseAlgorithm(DenseAlgorithm):
     versions: ClassVar = {"pointwise": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = PointwiseConfig
 
+    def channel_tile(self, problem: DenseProblem, config: PointwiseConfig) -> int:
+        """The rows of a tile."""
+        return config.rows
+
     def supports(self, problem: DenseProblem, device: Device) -> str | None:
         """None, or why not."""
         reason = super().supports(problem, device)

@@ -72,6 +72,7 @@ class ResidentAlgorithm(TritonAlgorithm):
 
     name = "resident"
     versions: ClassVar = {"resident": 2}  # raised when the kernel, its launch or its packing changes
+    hand_synchronized = True
     config_type = ResidentConfig
 
     def supports(self, problem: ConvProblem, device: Device) -> str | None:

@@ -44,6 +44,10 @@ class StemAlgorithm(DenseAlgorithm):
     versions: ClassVar = {"stem": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = StemConfig
 
+    def channel_tile(self, problem: DenseProblem, config: StemConfig) -> int:
+        """The rows of a tile."""
+        return config.rows
+
     def supports(self, problem: DenseProblem, device: Device) -> str | None:
         """None, or why not."""
         reason = super().supports(problem, device)

@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from .. import context
 from .. import device as devices
+from ..algorithms import registry
 from ..files import why_not_written
 from ..functional import tune as tune_problems
 from ..models import create_model
@@ -181,9 +182,17 @@ def _table(results: list[tuner.Result], errors: dict[Problem, str]) -> str:
     return "\n".join((tabulate(rows, headers=headers, tablefmt="simple", floatfmt=".1f"), *reasons))
 
 
+def _version(candidate: tuner.Candidate) -> dict[str, Any]:
+    """The kernel form that runs, and its version."""
+    algorithm = registry.get(candidate.algorithm)
+    return {"form": algorithm.form(candidate.config), "version": algorithm.version(candidate.config)}
+
+
 def _json(result: tuner.Result) -> dict[str, Any]:
     trials = [
-        {**asdict(t.candidate), "microseconds": t.microseconds, "spread": t.timing and t.timing.spread, "rejected": t.rejected}
+        asdict(t.candidate)
+        | _version(t.candidate)
+        | {"microseconds": t.microseconds, "spread": t.timing and t.timing.spread, "rejected": t.rejected}
         for t in result.trials
     ]
     return {

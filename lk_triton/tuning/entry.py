@@ -59,7 +59,7 @@ def from_json(data: Any) -> Entry:
         ValueError: this is no entry of this version of the library.
     """
     try:
-        values = {**_fields(Entry, _with_version(data))}
+        values = {**_fields(Entry, with_version(data))}
         values["problem"] = problem_from_json(values["problem"])
         algorithm = registry.get(values["algorithm"])
         values["config"] = _build(algorithm.config_type, values["config"])
@@ -104,13 +104,13 @@ def stale(data: dict[str, Any]) -> bool:
         ValueError: the entry names no algorithm of this version.
     """
     try:
-        data = _with_version(data)
+        data = with_version(data)
         return data["version"] != registry.get(data["algorithm"]).versions.get(data["form"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry: {error!r}") from None
 
 
-def _with_version(data: dict[str, Any]) -> dict[str, Any]:
+def with_version(data: dict[str, Any]) -> dict[str, Any]:
     """An entry from the time of ``LAST_HASHES`` as one of version 1, or of 0 where its hash is another; others as they are."""
     if "source_hash" not in data:
         return data

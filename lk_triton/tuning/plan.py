@@ -117,7 +117,16 @@ def plan(
     state = environment.state(), cache.state(), torch.backends.mkldnn.enabled, rounds_products()
     if algorithm != "auto":
         return _forced(problem, device, algorithm, bank_format, state)
-    return _auto(problem, device, preferred(), excluded(), bank_format, packing, state)
+    without = excluded() | _distrusted.get((problem, device), frozenset()) if _distrusted else excluded()
+    return _auto(problem, device, preferred(), without, bank_format, packing, state)
+
+
+_distrusted: dict[tuple[Problem, Device], frozenset[str]] = {}
+
+
+def distrust(problem: Problem, device: Device, name: str) -> None:
+    """Have no automatic choice of this process take the algorithm called ``name`` for ``problem`` on ``device`` again."""
+    _distrusted[problem, device] = _distrusted.get((problem, device), frozenset()) | {name}
 
 
 def at_least_one_image(problem: Problem) -> Problem:
