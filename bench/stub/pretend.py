@@ -45,23 +45,11 @@ def become(library: Path) -> Driver:
     _torch()
     _cuda(driver.properties())
     _triton()
-    accuracy.judge = lambda *_, **__: NotComputed(float("nan"), float("nan"), float("nan"))
+    _accuracy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # CUDA's runtime finds the driver too old
         mode.__enter__()
     return driver
-
-
-class NotComputed(accuracy.Verdict):
-    """Of what has no values: it may be timed, and is neither right nor wrong."""
-
-    @property
-    def ok(self) -> bool:
-        return True
-
-    @property
-    def gate(self) -> str:
-        return "not computed"
 
 
 class Valueless(FakeTensorMode):
@@ -208,6 +196,13 @@ def _cuda(properties: Any) -> None:
     }.items():
         setattr(torch.cuda, name, value)
     torch.Generator = _Generator  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _accuracy() -> None:
+    """What has no values may be timed, and is neither right nor wrong."""
+    verdict: Any = accuracy.Verdict
+    verdict.ok, verdict.gate = True, "not computed"
+    accuracy.judge = lambda *_, **__: accuracy.Verdict(float("nan"), float("nan"), float("nan"))
 
 
 def _triton() -> None:
