@@ -44,17 +44,23 @@ COUNTER = "torch.utils.flop_counter"
 class _WhenImported(MetaPathFinder):
     """Lets the usual finders load ``COUNTER``, and registers the formulas behind that."""
 
+    asking = False
+
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != COUNTER:
+        if fullname != COUNTER or self.asking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self.asking = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
                 _register(module)
+                sys.meta_path.remove(self)
 
             spec.loader.exec_module = execute_and_register
         return spec

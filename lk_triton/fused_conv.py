@@ -30,6 +30,13 @@ class FusedConv2d(_ConvNd):
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
         return (), {"activation": self.activation}  # copies are made by __new__ alone
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "activation" in state:  # saved when the class did not depend on it
+            state = {**state, "_activation": state["activation"]}
+            if state.pop("activation") is not None:
+                self.__class__ = public_class(type(self))
+        super().__setstate__(state)
+
     def __init__(
         self,
         in_channels: int,

@@ -35,7 +35,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
-        self._children = [(m._modules, dict(m._modules)) for m in self._modules if m._modules]
+        self._children = [(m._modules, list(m._modules.items())) for m in self._modules if m._modules]
         dicts = [held for m in self._modules for held in (m._parameters, m._buffers)]
         self._slots = [(held, name, tensor) for held in dicts for name, tensor in held.items()]
         tensors = [tensor for _, _, tensor in self._slots if tensor is not None]
@@ -50,7 +50,7 @@ class Snapshot:
         """
         return (
             any(module.training for module in self._modules)
-            or any(children != expected for children, expected in self._children)
+            or any(list(children.items()) != expected for children, expected in self._children)
             or any(held.get(name) is not tensor for held, name, tensor in self._slots)
             or any(tensor.data_ptr() != address for tensor, address in self._addresses)
             or any(m.changes != changes or state_of(m.weight) != state for m, changes, state in self._banked)

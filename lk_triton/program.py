@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from .tuning.plan import preferred
+from .tuning.plan import excluded, preferred
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells say it."""
@@ -19,11 +19,11 @@ NO_READER = 141
 def run(name: str, work: Callable[[], int]) -> int:
     """The exit code of ``work``; ``name`` begins the line on stderr that says what went wrong.
 
-    2 where LK_TRITON_ALGORITHM names no algorithm. 1 where a file, or the output itself, cannot be written or read.
+    2 where LK_TRITON_ALGORITHM or LK_TRITON_WITHOUT names none. 1 where a file or the output itself cannot be written or read.
     """
     try:
         try:
-            preferred()
+            preferred(), excluded()
         except ValueError as error:
             print(f"{name}: error: {error}", file=sys.stderr)
             return 2
@@ -39,8 +39,10 @@ def run(name: str, work: Callable[[], int]) -> int:
         return NO_READER
     except OSError as error:
         _drop(sys.stdout)
-        where = error.filename if error.filename is not None else "the output"
-        print(f"{name}: error: {where}: {error.strerror or error}", file=sys.stderr)
+        where = error.filename
+        if where is None and type(error) is OSError and error.errno:  # of a stream; those of a network are subclasses
+            where = "the output"
+        print(f"{name}: error: {error if where is None else f'{where}: {error.strerror}'}", file=sys.stderr)
         return 1
 
 

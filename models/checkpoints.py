@@ -103,7 +103,7 @@ def load_checkpoint(model: RepLKNet, file: str | os.PathLike[str], strict: bool 
     wanted = source.state_dict()
     _check(state, wanted, _why_not_plain, file)
     missing, unexpected = _compare(state, wanted, strict, file)
-    _check(state, wanted, _why_no_weight, file)
+    _check(state, wanted, lambda key, tensor: _why_no_weight(key, tensor, wanted[key].dtype), file)
     if source is not model:
         state = _convert(state, missing, source, model.form, file)
     model.load_state_dict(state, strict=False)
@@ -231,9 +231,12 @@ def _why_not_plain(key: str, tensor: Tensor) -> str | None:
     return None
 
 
-def _why_no_weight(key: str, tensor: Tensor) -> str | None:
+def _why_no_weight(key: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
     if not tensor.isfinite().all():
         return "holds NaN or Inf"
+    if not tensor.to(dtype).isfinite().all():
+        name = str(dtype).removeprefix("torch.")
+        return f"holds numbers beyond {name}, the model's dtype: load into a float32 model, reparameterize, then cast"
     if key.endswith("running_var") and (tensor < 0).any():
         return "holds negative numbers, which are no variances"
     return None

@@ -108,11 +108,13 @@ class Gate:
             self._blocks[name] = seen[: len(x)], exact, other
             self._block_errors[name] = relative_error(by_torch.get_submodule(name)(seen[: len(x)]), exact, other)
 
+    @torch.no_grad()
     def check(self, network: RepLKNet) -> Verdicts:
         """All three. ``network`` is in ``dtype``, on the same device, in eval mode, and of the reference's architecture."""
         found = maps_and_logits(network, repeated(self.x, self.batch))
         return self.outputs(found) | self.blocks(network) | self.taps(network)
 
+    @torch.no_grad()
     def outputs(self, found: Mapping[str, Tensor]) -> Verdicts:
         """End to end: ``found`` is what a network gives for a batch that begins with ``x``, all maps and logits or some."""
         return {
@@ -120,6 +122,7 @@ class Gate:
             for name, y in found.items()
         }
 
+    @torch.no_grad()
     def blocks(self, network: RepLKNet) -> Verdicts:
         """Block by block: each gets the map that the reference has there."""
         found = {}

@@ -64,8 +64,10 @@ def test_either_module_may_be_imported_first(first: str) -> None:
     program = f"""
 import {first}
 import sys, torch, lk_triton
+from importlib.util import find_spec
 if "{first}" == "lk_triton":
     assert "triton" not in sys.modules
+    assert find_spec("torch.utils.flop_counter") is not None  # asked for, and not imported
 from torch.utils.flop_counter import FlopCounterMode
 with FlopCounterMode(display=False) as counter:
     lk_triton.depthwise_conv2d(torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3))

@@ -41,6 +41,19 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@torch.no_grad()
+def test_layers_saved_while_all_were_nn_conv2d(activation: str | None) -> None:
+    """Such a pickle names the public class, gives its constructor nothing, and holds the activation as an attribute."""
+    layer, x = DepthwiseConv2d(4, 3, activation=activation).eval(), torch.randn(2, 4, 6, 6)
+    state = {**layer.__getstate__(), "activation": activation}
+    del state["_activation"]
+    loaded = DepthwiseConv2d.__new__(DepthwiseConv2d)
+    loaded.__setstate__(state)
+    assert type(loaded) is type(layer)
+    torch.testing.assert_close(loaded(x), layer(x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copied", COPIES)
 @torch.no_grad()

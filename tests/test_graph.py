@@ -90,6 +90,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "to": lambda model: model.to(torch.float64),
     "prepare": lambda model: model[0].prepare(),
     "another layer": lambda model: setattr(model, "3", nn.Conv2d(6, 3, 1)),
+    "layers in another order": lambda model: model._modules.update({"0": model._modules.pop("0")}),
     "one layer more": lambda model: model.append(nn.ReLU()),
     "another weight": lambda model: setattr(model[0], "weight", nn.Parameter(torch.randn_like(model[0].weight))),
     "another weight of torch's": lambda model: setattr(model[3], "weight", nn.Parameter(torch.randn_like(model[3].weight))),

@@ -47,6 +47,14 @@ def test_a_file_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().err == f"us: error: {tmp_path / 'absent'}: No such file or directory\n"
 
 
+def test_other_faults_are_not_the_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused() -> int:
+        raise ConnectionRefusedError("nobody listens")
+
+    assert program.run("us", refused) == 1
+    assert capsys.readouterr().err == "us: error: nobody listens\n"
+
+
 def test_interrupted() -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
@@ -60,11 +68,15 @@ def test_exit_codes_pass() -> None:
         program.run("us", lambda: sys.exit(2))
 
 
-def test_an_algorithm_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("LK_TRITON_ALGORITHM", "cudnn")
-    assert main(["run", "--sample"]) == 2
+@pytest.mark.parametrize("variable", ["LK_TRITON_ALGORITHM", "LK_TRITON_WITHOUT"])
+@pytest.mark.parametrize("command", ["run --sample", "info"])
+def test_an_algorithm_that_is_none(
+    variable: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "cudnn")
+    assert main(command.split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("lk-triton: error: LK_TRITON_ALGORITHM=cudnn: unknown algorithm 'cudnn'")
+    assert error.startswith(f"lk-triton: error: {variable}=cudnn: unknown algorithm 'cudnn'")
     assert error.count("\n") == 1
 
 

@@ -86,6 +86,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
         """Every tile that is not much larger than the matrix, as far as registers and shared memory go."""
         wide = 1 << (min(pixels(problem), 256) - 1).bit_length()
         tall = 1 << (min(problem.out_channels, 256) - 1).bit_length()
+        asked = environment.value(environment.WARP_SPECIALIZE) == "1"
         found = []
         for (rows, columns), precision in product((*TILES, NARROW), precisions(problem, device)):
             if rows > max(32, tall) or columns > max(64, wide):
@@ -97,7 +98,6 @@ class PointwiseAlgorithm(DenseAlgorithm):
                 pipelines += [(k, tuple(s for s in stages if k * s <= problem.c)) for k, stages in DEEP.items()]
             grid = ((step_k, *c) for step_k, stages in pipelines for c in product((8, 4), stages, (True, False)))
             for step_k, warps, stages, tma in grid:  # at equal estimates, the first
-                asked = environment.value(environment.WARP_SPECIALIZE) == "1"
                 specialize = (False, True) if tma and warps == 4 and asked else (False,)
                 for special in specialize:
                     config = PointwiseConfig(rows, columns, step_k, warps, stages, precision, tma, special)

@@ -88,14 +88,20 @@ def excluded() -> frozenset[str]:
     Raises:
         ValueError: it names no algorithm, or torch, which serves where nothing else does.
     """
-    names = frozenset(name.strip() for name in os.environ.get(WITHOUT, "").split(",")) - {""}
+    named = os.environ.get(WITHOUT)
+    return _names(named) if named else frozenset()
+
+
+@lru_cache
+def _names(named: str) -> frozenset[str]:
+    names = frozenset(name.strip() for name in named.split(",")) - {""}
     for name in sorted(names):
         try:
             registry.get(name)
         except ValueError as error:
-            raise ValueError(f"{WITHOUT}={os.environ[WITHOUT]}: {error}") from None
+            raise ValueError(f"{WITHOUT}={named}: {error}") from None
     if "torch" in names:
-        raise ValueError(f"{WITHOUT}={os.environ[WITHOUT]}: torch cannot be excluded, it serves where nothing else does")
+        raise ValueError(f"{WITHOUT}={named}: torch cannot be excluded, it serves where nothing else does")
     return names
 
 
@@ -114,7 +120,8 @@ def plan(
         ValueError: the forced algorithm cannot serve (the text says why), or a name is unknown.
     """
     problem = at_least_one_image(problem)
-    state = environment.state(), cache.state(), torch.backends.mkldnn.enabled, rounds_products()
+    rounds = problem.dtype == "float32" and rounds_products()
+    state = environment.state(), cache.state(), torch.backends.mkldnn.enabled, rounds
     if algorithm != "auto":
         return _forced(problem, device, algorithm, bank_format, state)
     without = excluded() | _distrusted.get((problem, device), frozenset()) if _distrusted else excluded()

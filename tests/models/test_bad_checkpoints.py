@@ -117,6 +117,17 @@ def test_what_cannot_be_loaded(name: str, state: State, models: dict[str, RepLKN
     assert reason in refusal(models, file)
 
 
+def test_numbers_beyond_the_models_dtype(state: State, file: Path) -> None:
+    """A cast would make them infinite."""
+    torch.save(change(one(1e6))(state), file)
+    model = RepLKNet(**TINY, num_classes=10).half()
+    before = model.state_dict()[KEY].clone()
+    with pytest.raises(ValueError, match=f"{KEY} holds numbers beyond float16"):
+        load_checkpoint(model, file)
+    assert torch.equal(model.state_dict()[KEY], before)
+    load_checkpoint(model.float(), file)
+
+
 def test_a_head_without_classes_cannot_be_inspected(state: State, file: Path) -> None:
     torch.save({**state, "head.weight": torch.zeros(())}, file)
     with pytest.raises(ValueError, match=r"checkpoint\.pth: head\.weight has the shape"):

@@ -40,6 +40,18 @@ def test_every_form_passes(seed: int, dtype: torch.dtype) -> None:
     assert {"stages.0", "logits", "transitions.0", "stages.2.blocks.1", "taps of stem.3"} <= set(verdicts)
 
 
+def test_the_kernels_of_inference_are_checked() -> None:
+    """Also where the caller has gradients on, with which torch would serve."""
+    model = tiny(0)
+    fused = deepcopy(model).convert("fused")
+    seen = []
+    for module in fused.modules():
+        module.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    Gate(model, torch.randn(1, 3, 64, 64), torch.float32).check(fused)
+    assert seen
+    assert not any(seen)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sabotage", SABOTAGES)
 @torch.inference_mode()

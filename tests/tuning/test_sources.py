@@ -273,7 +273,6 @@ def test_the_bound_follows_what_was_measured() -> None:
                 chosen = min(seconds, key=lambda config: seconds[config])
                 ratios = within if seconds[fastest] <= SLOWER * seconds[chosen] else beyond
                 ratios.append(own[fastest] / own[chosen])
-    print(len(within), min(within), geometric_mean(within), max(within), len(beyond), geometric_mean(beyond), max(beyond))
     assert geometric_mean(within) == pytest.approx(1.0, abs=0.01)
     assert max(within) < 1.2
     assert geometric_mean(beyond) > 1.1
