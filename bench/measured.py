@@ -110,12 +110,12 @@ def problem_of(row: Row) -> ConvProblem:
 
 
 def algorithm_of(row: Row) -> str:
-    """The algorithm that a provider of this library ran; "" of a peer, and of what did not run.
+    """The algorithm that a provider of this library ran; "" of a peer, of what did not run, and of a network.
 
     Raises:
         ValueError: the ``config`` is not one of ours.
     """
-    ours = row["provider"].startswith(OURS) and row["config"]
+    ours = row["provider"].startswith(OURS) and row["config"] and row["problem"]
     return str(json.loads(row["config"])["algorithm"]) if ours else ""
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
-from lk_triton.bench import adopt, figures, pages, report, usage
+from lk_triton.bench import adopt, figures, measured, pages, report, usage
 from lk_triton.bench.cases import cases
 from lk_triton.cli import main
 from lk_triton.tuning import cache, entry
@@ -392,3 +392,10 @@ def test_pages_without_both_markers_are_refused() -> None:
     for text in ("", begin, f"{end}\n{begin}", f"{begin}{end}{begin}{end}"):
         with pytest.raises(usage.UsageError, match="once each"):
             pages.rewrite(text, "x", "")
+
+
+def test_a_network_ran_no_algorithm_of_its_own() -> None:
+    """Its row says in words what ran, where a layer's has a plan."""
+    row = {"provider": "lk_triton_graph", "config": "lk_triton.graph", "problem": ""}
+    assert measured.algorithm_of(row) == ""
+    assert measured.algorithm_of(row | {"config": '{"algorithm": "direct"}', "problem": "{}"}) == "direct"
