@@ -1,5 +1,6 @@
-"""Take over what a visit to a GPU measured: its plans into the tables that ship, its files into ``bench/results``, and
-every figure of README and docs/ from those. Without files it only writes the figures anew; nobody types a figure.
+"""Take over what a visit to a GPU measured: its plans into the tables that ship, its files into ``bench/results``,
+what they prove into the list of confirmed kernels, and every figure of README and docs/ from those. Without files it only
+writes the list and the figures anew; nobody types them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
-from lk_triton.tuning import cache
+from lk_triton.tuning import cache, confirmed
 from lk_triton.tuning import entry as entries
 
 from . import figures, pages, usage
@@ -35,6 +36,9 @@ TEMPLATE = """# {device}, {month}
 Not written yet.
 """
 SECTIONS = {"visit": "", "networks": "## Networks\n\n", "all-layers": "## Layers\n\n"}
+
+CONFIRMED = Path("lk_triton", "tuning", "confirmed.json")
+"""Kernels that need no check at their first call: what all result files prove."""
 
 Files = dict[Path, bytes]
 """What is to be written: paths relative to the tree, and contents."""
@@ -237,6 +241,8 @@ def adopt(root: Path, outs: Sequence[Path], scratch: Path | None = None) -> list
             new = visit(tree, out, scratch is not None, said)
             write(tree, new)
             changed |= new
+        confirmed.write(confirmed.collect(confirmed.result_files(tree), tree), tree / CONFIRMED)
+        changed[CONFIRMED] = (tree / CONFIRMED).read_bytes()
         written = filled(tree, scratch is not None)
         changed |= written
         if scratch is None:

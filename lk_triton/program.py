@@ -23,7 +23,8 @@ def run(name: str, work: Callable[[], int]) -> int:
     """
     try:
         try:
-            preferred(), excluded()
+            preferred()
+            excluded()
         except ValueError as error:
             print(f"{name}: error: {error}", file=sys.stderr)
             return 2

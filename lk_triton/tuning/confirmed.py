@@ -86,7 +86,7 @@ def _of_trials(file: Path) -> Iterator[_Found]:
     header: dict[str, Any] = next((line for line in lines if line.get("type") == "device"), {"rehearsal": True})
     for line in lines:
         if line.get("type") == "result" and not header.get("rehearsal"):
-            for trial in line["trials"]:
+            for trial in line.get("trials", ()):
                 if trial["microseconds"] is not None:
                     yield from _row(trial, header["arch"], header["versions"])
 

@@ -153,6 +153,8 @@ def test_a_visit_is_adopted(tree: Path, out: Path) -> None:
     assert "h200" in missing
     assert "CUTLASS" in missing
     assert "`toeplitz` | 1 |" in missing  # the error of the cost model
+    proved = [row for row in json.loads((tree / adopt.CONFIRMED).read_text()) if row["form"] == "toeplitz"]
+    assert {row["file"] for row in proved} == {f"{FOLDER}/tune.jsonl"}
     assert adopt.filled(tree) == {page: (tree / page).read_bytes() for page in adopt.page_files(tree)}
 
 
