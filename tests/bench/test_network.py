@@ -18,7 +18,7 @@ from sabotage import SABOTAGES, sabotaged
 from torch import nn
 
 from lk_triton import context, kernels
-from lk_triton.bench import contest, forms, look, network, report
+from lk_triton.bench import contest, forms, look, network, network_gate, report
 from lk_triton.bench.forms import FORMS, Form
 from lk_triton.bench.network_gate import gate
 from lk_triton.bench.shares import KINDS, OURS, by_operation, fractions, kind, kind_of_operation, shares
@@ -316,7 +316,7 @@ def test_a_lost_gpu_is_exit_code_75(
 
 
 def test_references_that_do_not_fit_cost_no_other_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "published_form", failing(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(network_gate, "published_form", failing(torch.OutOfMemoryError("CUDA out of memory")))
     monkeypatch.setitem(forms.PEERS, 32, ("test_convnext",))
     rows = measured("lk_triton", peers=("timm/test_convnext",))
     assert rows["lk_triton"]["note"] == "out of memory"
