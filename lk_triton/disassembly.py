@@ -110,7 +110,7 @@ def mix(texts: Sequence[str], language: Language = SASS) -> Mix:
 
 def main_loop(listing: str, language: Language = SASS) -> list[str]:
     """Instructions of the innermost loop that holds a matrix instruction; the whole kernel where no loop does."""
-    program, labels = _parse(listing, language)
+    program, labels = parse(listing, language)
     matrix = {i for i, instruction in enumerate(program) if language.mma.match(instruction.text)}
     holding = [loop for loop in _loops(program, labels) if loop & matrix]
     chosen = sorted(min(holding, key=len)) if holding else range(len(program))
@@ -122,7 +122,7 @@ def _width(text: str, language: Language) -> int:
     return next((width for pattern, width in language.widths if pattern.search(opcode)), 4)
 
 
-def _parse(listing: str, language: Language) -> tuple[list[Instruction], dict[str, int]]:
+def parse(listing: str, language: Language) -> tuple[list[Instruction], dict[str, int]]:
     """The instructions in order, and label -> index of the instruction after it."""
     program: list[Instruction] = []
     labels: dict[str, int] = {}

@@ -12,7 +12,7 @@ import re
 import sys
 
 from lk_triton import device, inspector
-from lk_triton.disassembly import SASS, Instruction, _parse
+from lk_triton.disassembly import SASS, Instruction, parse
 from lk_triton.tuning.entry import problem_from_json
 from lk_triton.tuning.plan import plan
 
@@ -39,7 +39,7 @@ def faults(listing: str) -> tuple[int, list[str]]:
     Raises:
         ValueError: more groups are in flight than are followed.
     """
-    program, labels = _parse(listing, SASS)
+    program, labels = parse(listing, SASS)
     found: set[int] = set()
     seen: set[tuple[int, tuple[frozenset[int], ...]]] = set()
     waiting: list[tuple[int, tuple[frozenset[int], ...]]] = [(0, (frozenset(),))]
@@ -87,9 +87,9 @@ def written(instruction: Instruction) -> frozenset[int]:
     if write is None or write[1].startswith(NO_WRITE):
         return frozenset()
     opcode, first = write[1], int(write[2])
-    if ".128" in opcode or opcode.endswith("M88.4"):
+    if ".128" in opcode or opcode.endswith("M88.4") or opcode.startswith(("HMMA", "IMMA")):
         count = 4
-    elif ".64" in opcode or "WIDE" in opcode or opcode.endswith("M88.2") or opcode == "CS2R":
+    elif ".64" in opcode or "WIDE" in opcode or opcode.endswith("M88.2") or opcode in ("CS2R", "DADD", "DFMA", "DMUL"):
         count = 2
     else:
         count = 1
