@@ -113,7 +113,8 @@ def agrees(
 ) -> bool:  # fmt: skip
     """Whether a kernel computes what torch does. It computes once more: a launch is built at first and repeated later.
 
-    If ``x`` tells nothing, because it does not vary or is not finite, noise stands in for it. What is right is settled, in
+    If ``x`` tells nothing, because it does not vary or is not finite, noise stands in for it. If torch's own result is not
+    finite, because a weight is not, nothing is concluded. What is right is settled, in
     this process and for others. What is wrong is warned of, and no automatic choice of this process takes that algorithm
     for ``problem`` again.
 
@@ -125,6 +126,8 @@ def agrees(
         with torch.no_grad():
             probe = x if _tells(x) else _noise(problem, x)
             verdict = compare(problem, chosen, compute(probe), probe, weight, bias, residual)
+            if verdict is None:
+                return True
     except torch.OutOfMemoryError:
         logger.warning("%s of %s could not be checked on %s: out of memory", chosen.algorithm, problem, device.name)
         _settled[problem, chosen.algorithm, chosen.config, x.device] = True
@@ -153,8 +156,8 @@ def told(problem: Problem, chosen: plan.Plan, device: Device, verdict: Verdict) 
 
 def compare(
     problem: Problem, chosen: plan.Plan, out: Tensor, x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None
-) -> Verdict:
-    """The gate's worst verdict on some images and channels of ``out``."""
+) -> Verdict | None:
+    """The gate's worst verdict on some images and channels of ``out``; None where torch's own result is not finite."""
     tile = registry.get(chosen.algorithm).channel_tile(problem, chosen.config)
     seed, count = seed_of(problem), problem.out_shape[1]
     channels = drawn_channels(count, tile, seed)
@@ -163,8 +166,10 @@ def compare(
         one = x[i : i + 1].contiguous(), None if residual is None else residual[i : i + 1].contiguous()
         for part in _parts(problem, channels):
             torch_result, exact = reference(problem, part, one[0], weight, bias, one[1])
-            verdicts.append(judge(out[i : i + 1, part].contiguous(), torch_result, exact))
-    return next((v for v in verdicts if not v.ok), max(verdicts, key=lambda v: v.error / v.allowed))
+            if torch_result.isfinite().all() and exact.isfinite().all():
+                verdicts.append(judge(out[i : i + 1, part].contiguous(), torch_result, exact))
+    worst = max(verdicts, key=lambda v: v.error / v.allowed, default=None)
+    return next((v for v in verdicts if not v.ok), worst)
 
 
 def seed_of(problem: Problem) -> int:

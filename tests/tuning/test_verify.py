@@ -204,6 +204,22 @@ def test_noise_stands_in_for_images_that_tell_nothing(x: Tensor, monkeypatch: py
         serve(replace(SMALL, n=4), "direct", x=x[:4])
 
 
+def test_nothing_is_concluded_from_weights_that_are_not_finite(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is right gives NaN too, and is neither refused nor taken for checked."""
+    name = first_choice()
+    watch = Watch(monkeypatch, name)
+    for tries in (1, 2):
+        drawn = draw(SMALL, torch.device("cpu"), torch.Generator().manual_seed(0))
+        drawn.weight.fill_(float("nan"))
+        out = library.run(SMALL, drawn.x, drawn.weight, drawn.bias, drawn.residual, None, name, None)
+        assert out.isnan().all()
+        assert watch.calls == 2 * tries
+    assert not caplog.records
+    assert first_choice() == name
+
+
 def test_confirmed_kernels_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(verify, "confirmed", lambda *row: asked.append(row) or True)
