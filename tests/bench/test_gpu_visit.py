@@ -132,7 +132,18 @@ def test_a_part_goes_on_where_it_stopped(part: str, tmp_path: Path) -> None:
     done = [step for step in (*STEPS[part], *PROGRAMS) if f"{step}: done before" in second.stdout]
     assert not set(done) & set(failed)
     programs = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("-m ")]
-    assert len(programs) == len(failed)
+    tuning = [step for step in STEPS[part] if step.startswith("tune_")]  # which ends by the clock, and goes on
+    assert not set(done) & set(tuning)
+    assert len(programs) == len(failed) + len(tuning)
+
+
+def test_a_kernel_that_a_first_call_found_wrong_fails_the_part(tmp_path: Path) -> None:
+    """The network's figure is then another algorithm's."""
+    found = "toeplitz (version 1, ToeplitzConfig()) computes a problem wrong on a GPU with torch 2"
+    python = fake_python(tmp_path, f'[[ "$*" == *bench.network* ]] && echo "{found}"')
+    result = call("--part", "B", "--state", tmp_path / "state", tmp_path / "out", PYTHON=python)
+    assert result.returncode == 4
+    assert found in (tmp_path / "out" / "summary.txt").read_text()
 
 
 def test_a_program_that_lost_the_gpu_is_started_again(tmp_path: Path) -> None:
