@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from lk_triton.commands import images
+from lk_triton.cli import images
 from lk_triton.models import create_model, randomize_
 
 ROOT = Path(__file__).parent.parent

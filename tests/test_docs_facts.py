@@ -14,8 +14,8 @@ from lk_triton import device
 from lk_triton.algorithms import base, registry
 from lk_triton.bench.cases import STAGES, layer
 from lk_triton.bench.providers import OURS, PROVIDERS
-from lk_triton.cli import build_parser
-from lk_triton.commands.bench import PROGRAMS
+from lk_triton.cli.bench import PROGRAMS
+from lk_triton.cli.main import build_parser
 from lk_triton.tuning.plan import plan
 
 ROOT = Path(__file__).parent.parent

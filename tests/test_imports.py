@@ -21,7 +21,7 @@ ORDER = (
     ("graph", "inspector", "disassembly", "program"),
     ("models",),
     ("bench",),
-    ("commands", "cli"),
+    ("cli",),
 )
 """Layers, lowest first; a module imports from its own layer or from one below."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from fakes import DENSE, FFN, H100, LAYER, SMALL
 
-from lk_triton.commands.tune import networks
+from lk_triton.cli.tune import networks
 from lk_triton.problem import Problem
 from lk_triton.tuning import agenda
 from lk_triton.tuning.tuner import with_layers

@@ -15,8 +15,7 @@ from fakes import H100, LAYER, SMALL, Clock, edit, entry_of
 from lk_triton import context
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
-from lk_triton.cli import main
-from lk_triton.commands import tune
+from lk_triton.cli import main, tune
 from lk_triton.problem import ConvProblem
 from lk_triton.tuning import cache, entry, timing, tuner
 

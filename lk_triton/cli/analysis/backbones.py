@@ -15,8 +15,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..models import CheckpointMismatch, create_model, inspect_checkpoint, list_models, randomize_
-from . import CommandError, images, missing_extra
+from ...models import CheckpointMismatch, create_model, inspect_checkpoint, list_models, randomize_
+from .. import images
+from ..options import CommandError, missing_extra
 
 SEED = 0
 RANDOM = "random"

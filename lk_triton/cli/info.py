@@ -18,7 +18,7 @@ from ..functional import Explanation, explain_problem
 from ..models import create_model
 from ..problem import Problem
 from ..recorder import problems_of
-from . import CommandError, versions
+from .options import CommandError, versions
 
 MODEL = "replknet_31b"
 INPUT = (64, 3, 224, 224)

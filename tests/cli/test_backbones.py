@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lk_triton.commands import CommandError, backbones, images
+from lk_triton.cli import images
+from lk_triton.cli.analysis import backbones
+from lk_triton.cli.options import CommandError
 from lk_triton.models import create_model, randomize_, save_checkpoint
 
 CPU = torch.device("cpu")

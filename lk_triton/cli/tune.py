@@ -28,7 +28,7 @@ from ..problem import Problem
 from ..recorder import problems_of
 from ..tuning import agenda, cache, tuner
 from ..tuning.entry import problem_to_json
-from . import CommandError, versions, words
+from .options import CommandError, versions, words
 
 DRY_ARCH = "sm_90"
 """What a dry run estimates for where there is no GPU and no architecture is named."""

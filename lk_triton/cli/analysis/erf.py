@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ..models.analysis import erf as study
-from ..models.analysis import pictures, published, report
-from ..models.analysis.erf import Accumulation, Area, Map
-from . import CommandError, backbones, images, output
+from ...models.analysis import erf as study
+from ...models.analysis import pictures, published, report
+from ...models.analysis.erf import Accumulation, Area, Map
+from .. import images, output
+from ..options import CommandError
+from ..run import place
+from . import backbones
 from .backbones import Backbone, Source
-from .run import place
 
 
 @dataclass

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ..models.analysis import pictures, report
-from ..models.analysis import shape_bias as study
-from ..models.analysis.shape_bias import Tally, Trial
-from . import CommandError, backbones, images, output
+from ...models.analysis import pictures, report
+from ...models.analysis import shape_bias as study
+from ...models.analysis.shape_bias import Tally, Trial
+from .. import images, output
+from ..options import CommandError
+from ..run import place
+from . import backbones
 from .backbones import Source
-from .run import place
 
 FILES = ("decisions.csv", "shape_bias.png", "report.html")
 

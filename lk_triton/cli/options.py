@@ -1,4 +1,4 @@
-"""What the command line does, one module a subcommand; ``cli.py`` parses and dispatches."""
+"""What the subcommands share."""
 
 from __future__ import annotations
 

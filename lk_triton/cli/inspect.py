@@ -25,7 +25,8 @@ from ..recorder import problems_of
 from ..tuning import tuner
 from ..tuning.entry import problem_to_json
 from ..tuning.plan import plan, refusal
-from . import CommandError, output, words
+from . import output
+from .options import CommandError, words
 
 Inspected = list[tuple[Problem, int, list[Inspection]]]
 """(problem, layers that pose it, its configs, the best estimate first)."""

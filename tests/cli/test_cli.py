@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 import lk_triton
 from lk_triton.algorithms.registry import meant_for
 from lk_triton.algorithms.resident import missing_gluon
-from lk_triton.cli import main
-from lk_triton.commands import classes, images, run
+from lk_triton.cli import classes, images, main, run
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
 from lk_triton.problem import ConvProblem, DenseProblem, FfnProblem, StemProblem
 

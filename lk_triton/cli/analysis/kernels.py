@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from ..models.analysis import kernel_maps as study
-from ..models.analysis import pictures, report
-from ..models.analysis.kernel_maps import Stage
-from . import CommandError, backbones, output
+from ...models.analysis import kernel_maps as study
+from ...models.analysis import pictures, report
+from ...models.analysis.kernel_maps import Stage
+from .. import output
+from ..options import CommandError
+from . import backbones
 
 FIELDS = (
     "stage", "kernel", "channels", "layers", "centre_mass_before", "centre_mass_after", "centre_mass_flat",

@@ -14,8 +14,7 @@ from browser import check
 from PIL import Image
 from torch import Tensor, nn
 
-from lk_triton.cli import main
-from lk_triton.commands import images
+from lk_triton.cli import images, main
 from lk_triton.models.analysis.shape_bias import categories
 
 if TYPE_CHECKING:

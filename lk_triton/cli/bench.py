@@ -6,7 +6,7 @@ import argparse
 
 from ..bench import adopt, conv, goals, model_error, network, page, plot
 from ..bench.usage import UsageError
-from . import CommandError
+from .options import CommandError
 
 PROGRAMS = {
     "conv": (conv, "depthwise layers against every peer"),

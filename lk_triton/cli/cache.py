@@ -8,7 +8,7 @@ from dataclasses import asdict
 from tabulate import tabulate
 
 from ..tuning import cache as tables
-from . import CommandError
+from .options import CommandError
 
 
 def cache(arguments: argparse.Namespace) -> int:

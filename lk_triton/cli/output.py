@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import why_no_files_in, why_not_written
-from . import CommandError, missing_extra, versions
+from .options import CommandError, missing_extra, versions
 
 
 def folder(name: str, results: Sequence[str], overwrite: bool) -> Path:

@@ -14,8 +14,7 @@ from browser import check
 from PIL import Image
 from torch import nn
 
-from lk_triton.cli import main
-from lk_triton.commands import images
+from lk_triton.cli import images, main
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
 from lk_triton.models.analysis import erf, published
 from lk_triton.models.analysis import report as erf_report

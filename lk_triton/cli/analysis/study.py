@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from .. import device as devices
-from ..models import create_model, published_form, randomize_
-from ..models.analysis import kernel_size as study
-from ..models.analysis import pictures, published, report
-from . import CommandError, output, timing
-from .run import place
+from ... import device as devices
+from ...models import create_model, published_form, randomize_
+from ...models.analysis import kernel_size as study
+from ...models.analysis import pictures, published, report
+from .. import output, timing
+from ..options import CommandError
+from ..run import place
 
 SEED = 0
 FILES = ("kernel_size.csv", "kernel_size.png", "report.html")

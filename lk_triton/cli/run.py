@@ -23,7 +23,8 @@ from ..log import logger
 from ..models import CheckpointMismatch, RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
 from ..models.gate import Gate, failures, maps_and_logits
 from ..tuning.timing import Timing
-from . import CommandError, classes, images, missing_extra, output, timing, versions
+from . import classes, images, output, timing
+from .options import CommandError, missing_extra, versions
 
 CHECKED = 1
 """Images of the first batch that the fused form is checked on."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import CommandError, missing_extra
+from .options import CommandError, missing_extra
 
 if TYPE_CHECKING:
     from PIL import Image

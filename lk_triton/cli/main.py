@@ -1,4 +1,4 @@
-"""The ``lk-triton`` command: arguments in, exit code out. What the subcommands do lies in ``commands/``.
+"""The ``lk-triton`` command: arguments in, exit code out. What a subcommand does lies in the module of its name.
 
 Exit codes: 0 done; 1 done, but an image could not be read, a check failed or something could not be written; 2 wrong usage, or
 no such device; 130 after Ctrl-C; 141 where nobody reads the output any more.
@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import __version__, program
-from .commands import CommandError
-from .problem import ACTIVATIONS
+from .. import __version__, program
+from ..problem import ACTIVATIONS
+from .options import CommandError
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """Names in torch, and short ones; both are understood."""
@@ -126,7 +126,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    from .commands.bench import add_arguments, bench
+    from .bench import add_arguments, bench
 
     add_arguments(parser)
     parser.set_defaults(command=bench)
@@ -206,55 +206,55 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .commands.run import run
+    from .run import run
 
     return run(arguments)
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from .commands.info import info
+    from .info import info
 
     return info(arguments)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from .commands.inspect import inspect
+    from .inspect import inspect
 
     return inspect(arguments)
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from .commands.tune import tune
+    from .tune import tune
 
     return tune(arguments)
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    from .commands.cache import cache
+    from .cache import cache
 
     return cache(arguments)
 
 
 def _erf(arguments: argparse.Namespace) -> int:
-    from .commands.erf import erf
+    from .analysis.erf import erf
 
     return erf(arguments)
 
 
 def _shape_bias(arguments: argparse.Namespace) -> int:
-    from .commands.shape_bias import shape_bias
+    from .analysis.shape_bias import shape_bias
 
     return shape_bias(arguments)
 
 
 def _kernels(arguments: argparse.Namespace) -> int:
-    from .commands.kernels import kernels
+    from .analysis.kernels import kernels
 
     return kernels(arguments)
 
 
 def _kernel_size(arguments: argparse.Namespace) -> int:
-    from .commands.study import kernel_size
+    from .analysis.study import kernel_size
 
     return kernel_size(arguments)
 
@@ -295,6 +295,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     return program.run("lk-triton", work)
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,5 @@
+"""The ``lk-triton`` command: ``main.py`` parses and dispatches, and what a command does lies in a module of its own."""
+
+from .main import main
+
+__all__ = ["main"]
