@@ -48,7 +48,7 @@ GPU = Defaults(("*",), (), ("*",), "float16", 20)
 CPU = Defaults(
     cases=("31b-224-*", "slak-51x5-*", "slak-5x51-*", "convnext-*"),
     batches=(1,),
-    providers=("torch", "torch_channels_last", "torch_compile", "flaggems", "lk_triton_auto*", "lk_triton_torch"),
+    providers=("torch", "torch_channels_last", "torch_compile", "lk_triton_auto*", "lk_triton_torch"),
     dtype="float32",
     rounds=7,
 )

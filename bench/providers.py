@@ -1,8 +1,7 @@
-"""Against what is measured: torch in its usual forms, FlagGems where it is installed, and everything that lk_triton has."""
+"""Against what is measured: torch in its usual forms, and everything that lk_triton has."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,7 +21,7 @@ OURS = "lk_triton_"
 
 
 class Unavailable(Exception):
-    """A provider that cannot serve a problem, or is not installed, and why."""
+    """A provider cannot serve a problem, and why."""
 
 
 class Built(NamedTuple):
@@ -102,19 +101,6 @@ def _compile(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built
     return Built(torch.compile(run, fullgraph=True, dynamic=False, mode=COMPILE_MODE), weight, COMPILE_MODE)
 
 
-def _flaggems(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
-    try:
-        module = importlib.import_module("flag_gems.ops.conv2d")
-    except Exception as error:  # it asks for a GPU when imported, and fails in many ways without
-        raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from None
-
-    def run(x: Tensor, weight: Tensor) -> Tensor:
-        y = module.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.c)
-        return activate_(y, problem.epilogue.activation)
-
-    return Built(run, weight, f"flag_gems {getattr(importlib.import_module('flag_gems'), '__version__', '')}".strip())
-
-
 def _algorithm(name: str, layout: str | None = None) -> Provider:
     def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
         try:
@@ -144,7 +130,6 @@ PROVIDERS: dict[str, Provider] = {
     "torch_cudnn": _eager("nchw", "cudnn"),
     "torch_cudnn_channels_last": _eager("channels_last", "cudnn"),
     "torch_compile": Provider(_compile),
-    "flaggems": Provider(_flaggems),
     OURS + "auto": _algorithm("auto"),
     OURS + "auto_nchw": _algorithm("auto", "nchw"),
     OURS + "auto_channels_last": _algorithm("auto", "channels_last"),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -35,7 +33,7 @@ def test_gate_accepts_torch_and_every_algorithm() -> None:
     gate = Gate(SMALL, CPU)
     for name, provider in PROVIDERS.items():
         # which are not interpreted, or for a GPU
-        if name not in ("torch_compile", "flaggems", "lk_triton_resident", "lk_triton_onednn", *OF_A_GPU):
+        if name not in ("torch_compile", "lk_triton_resident", "lk_triton_onednn", *OF_A_GPU):
             run, bank, _ = provider.build(SMALL, gate.weight, gate.bias)
             verdict = gate.check(lambda x, run=run, bank=bank: run(x, bank))
             assert verdict.ok, name
@@ -150,9 +148,8 @@ def test_buffers_exceed_l2_and_graphs_time_plausibly() -> None:
     device = torch.device("cuda")
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     assert buffers_for(l2, device) * l2 >= 2 * l2
-    providers = {name: provider for name, provider in PROVIDERS.items() if name != "flaggems"}
-    rows = conv.measure("layer", layer(8, 64, 28, 28, 13), device, providers, 5)
-    assert [row["gate"] for row in rows] == ["ok"] * len(providers)
+    rows = conv.measure("layer", layer(8, 64, 28, 28, 13), device, PROVIDERS, 5)
+    assert [row["gate"] for row in rows] == ["ok"] * len(PROVIDERS)
     assert all(float(str(row["floor_ratio"])) > 0.9 for row in rows)
     assert all(1 < float(str(row["p50_us"])) < 1e5 for row in rows)
 
@@ -228,23 +225,7 @@ def test_a_provider_that_cannot_serve_says_why(no_interpreter: None) -> None:
     (row,) = conv.measure("small", SMALL, CPU, {"direct": PROVIDERS["lk_triton_direct"]}, 5)
     assert "need a CUDA or ROCm GPU" in str(row["note"])
     assert not {"gate", "p50_us"} & row.keys()
-
-
-def test_a_provider_that_is_not_installed_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "flag_gems", None)
-    (row,) = conv.measure("small", SMALL, CPU, {"flaggems": PROVIDERS["flaggems"]}, 5)
-    assert "flag_gems" in str(row["note"])
-    assert not {"gate", "p50_us"} & row.keys()
     assert str(row["note"]) in " ".join(report.table([row], conv.COLUMNS).split())
-
-
-def test_flaggems_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its signature: conv2d(input, weight, bias, stride, padding, dilation, groups)."""
-    for name in ("flag_gems", "flag_gems.ops", "flag_gems.ops.conv2d"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setattr(sys.modules["flag_gems.ops.conv2d"], "conv2d", torch.nn.functional.conv2d, raising=False)
-    (row,) = conv.measure("small", SMALL, CPU, {"flaggems": PROVIDERS["flaggems"]}, 5)
-    assert row["gate"] == "ok"
 
 
 def test_channels_last_in_means_a_channels_last_problem() -> None:
@@ -276,7 +257,7 @@ def test_summary_counts_losses() -> None:
         {"kernel_name": case, "provider": provider, "peer": "torch", "speedup": speedup}
         for case, provider, speedup in (
             ("a", "lk_triton_auto", 0.5), ("a", "lk_triton_auto_channels_last", 0.8), ("a", "torch", 1.0),
-            ("b", "lk_triton_auto", 3.0), ("c", "flaggems", 9.0),
+            ("b", "lk_triton_auto", 3.0), ("c", "torch_native", 9.0),
         )
     ]  # fmt: skip
     text = conv.summary(rows)

@@ -18,7 +18,7 @@ TIMES = {"torch": 9.0, "torch_channels_last": 5.0, "lk_triton_auto": 1.5}
 def file(tmp_path: Path) -> Path:
     file = tmp_path / "conv.csv"
     rows = figures.rows(TIMES, "31b-224-*-n64", "table1-r16-*")
-    report.append(file, [*rows, rows[0] | {"provider": "flaggems", "note": "not installed", "useful_tflops": ""}])
+    report.append(file, [*rows, rows[0] | {"provider": "torch_native", "note": "not installed", "useful_tflops": ""}])
     return file
 
 
