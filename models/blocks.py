@@ -6,7 +6,7 @@ Ding et al., Scaling Up Your Kernels to 31x31, CVPR 2022, figure 4; github.com/D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from lk_triton import conv_ffn, conv_stem, layout
+from lk_triton import conv_ffn, conv_stem
 from lk_triton.algorithms.convffn import WIDTHS
 from lk_triton.algorithms.convstem import MOST_CHANNELS, MOST_INPUTS
 from lk_triton.device import interpreted
@@ -157,13 +157,9 @@ class ConvFFN(_ResidualBlock):
         self.preffn_bn = nn.Identity() if fused else nn.BatchNorm2d(channels, **options)
         self.pw1 = pointwise(channels, hidden_channels, "gelu", fused, **options)
         self.pw2 = pointwise(hidden_channels, channels, None, fused, **options)
-        self.chunk: int | None = None
 
     def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
         """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
-        return in_chunks(lambda part: self._run(part, out_layout), x, self.chunk)
-
-    def _run(self, x: Tensor, out_layout: str | None) -> Tensor:
         # where no kernel serves both layers (CPU, float32, wide stages), they are planned, and may be packed, one by one
         halves = x.dtype in (torch.float16, torch.bfloat16) and not by_torch(x)
         if self.pw2.fused and halves and x.shape[1] in WIDTHS and not self.training:
@@ -217,23 +213,6 @@ class RepLKNetStage(nn.Module):
         if isinstance(self.norm, _BatchNorm):
             self.norm = ChannelAffine.from_batch_norm(self.norm)
         return self
-
-
-def in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, images: int | None) -> Tensor:
-    """``module(x)``, ``images`` of the batch at a time where no gradient is needed; None: all at once.
-
-    What ``module`` allocates inside shrinks with the chunk. Each chunk's result is copied into the batch's.
-    """
-    if images is None or len(x) <= images or torch.is_grad_enabled():
-        return module(x)
-    out = None
-    for start in range(0, len(x), images):
-        y = module(x[start : start + images])
-        if out is None:
-            out = layout.empty((len(x), *y.shape[1:]), layout.layout_of(y), y)
-        out[start : start + images].copy_(y)
-        del y  # before the next chunk makes its own
-    return cast("Tensor", out)
 
 
 def by_torch(x: Tensor) -> bool:

@@ -23,7 +23,6 @@ from lk_triton.bank import Banked
 from lk_triton.nn import ChannelAffine, ConvUnit, ReparamDepthwiseConv2d
 
 from .blocks import (
-    ConvFFN,
     RepLKNetStage,
     Transition,
     by_torch,
@@ -31,7 +30,6 @@ from .blocks import (
     channel_norm,
     dense3x3,
     depthwise3x3,
-    in_chunks,
     pointwise,
     run,
     run_stem,
@@ -117,7 +115,6 @@ class RepLKNet(nn.Module):
         self.num_classes = num_classes if out_indices is None else 0
         self.channels_last_on_cpu = True
         self.grad_checkpointing = False
-        self.chunk: int | None = None
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, width in enumerate(channels)
         ]
@@ -202,7 +199,7 @@ class RepLKNet(nn.Module):
         self._check_input(x)
         if by_torch(x) and not transforms.active():  # vmap cannot change the memory order
             x = x.contiguous(memory_format=torch.channels_last if self.channels_last_on_cpu else torch.contiguous_format)
-        x = in_chunks(self._run_stem, x, self.chunk)
+        x = self._run_stem(x)
         kept = []
         for i, stage in enumerate(self.stages):
             x = stage(self.transitions[i - 1](x) if i else x, "nchw" if i in keep and not by_torch(x) else None)
@@ -372,22 +369,6 @@ class RepLKNet(nn.Module):
         self.grad_checkpointing = enable
         for stage in self.stages:
             cast("RepLKNetStage", stage).grad_checkpointing = enable
-
-    def set_chunk(self, images: int | None) -> None:
-        """Run the stem and the ConvFFNs, whose maps are the largest, on so many images at a time; None: on the whole batch.
-
-        For inference in less memory, at the price of more and smaller launches (31B at batch 64, 224x224, float16: peak of
-        activations 257 MB, with 32 images 225 MB, of the unfused network 617 MB). Training is not affected.
-
-        Raises:
-            ValueError: ``images`` is below 1.
-        """
-        if images is not None and images < 1:
-            raise ValueError(f"a chunk must hold at least 1 image, got {images}; None for the whole batch")
-        self.chunk = images
-        for module in self.modules():
-            if isinstance(module, ConvFFN):
-                module.chunk = images
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's grouping of parameter names by depth; a transition follows the blocks of the stage before it."""
