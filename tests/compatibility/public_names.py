@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lk_triton.cli import build_parser
+from lk_triton.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -25,8 +26,11 @@ BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"\blk_triton(?:\.[A-Za-z_]\w*)+")
 VARIABLE = re.compile(r"\bLK_TRITON_[A-Z_]+\b")
 
-VALUES = ("3", "x", "float16", "3,5", "1,8,16,16", "x.csv", "x.png")
+VALUES = ("3", "x", "bfloat16", "3,5", "1,8,16,16", "x.csv", "x.png")
 """What an option or argument may take; an example of each uses the first that its parser accepts."""
+
+CALLED = ("command", "program")
+"""What a parser sets besides the values of options: what is called then."""
 
 Parameter = tuple[str, str, str | None]
 """Name, kind, and the default as text."""
@@ -124,40 +128,47 @@ def variables() -> list[str]:
     return sorted(set(VARIABLE.findall(code)))
 
 
-def commands() -> dict[str, list[dict[str, Any]]]:
-    """Command -> for every option in each of its spellings, and every argument and choice, a command line that has it."""
-    return dict(_commands(build_parser(), []))
+def commands() -> dict[str, dict[str, Any]]:
+    """Command -> ``line``, the shortest that parses; ``values``, what it means; and ``options``: a line for each choice of an
+    option, by its spelling, and of an argument, by its name."""
+    return dict(_commands(parser(), []))
 
 
-def _commands(parser: argparse.ArgumentParser, words: list[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    children = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+parser = functools.cache(build_parser)
+
+
+def values(line: list[str]) -> dict[str, str]:
+    """What a command line means, as text. Exits where it cannot be parsed."""
+    parsed = vars(parser().parse_args(line))
+    return {name: str(value).replace(str(ROOT), "ROOT") for name, value in parsed.items() if name not in CALLED}
+
+
+def _commands(of: argparse.ArgumentParser, words: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    children = [a for a in of._actions if isinstance(a, argparse._SubParsersAction)]
     for action in children:
         for word, child in action.choices.items():
             yield from _commands(child, [*words, word])
     if not children:
-        actions = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)]
-        yield " ".join(words), [row for action in actions for row in _lines(parser, action, words)]
+        line = [*words, *(w for given in _needed(of).values() for w in given)]
+        options: dict[str, list[list[str]]] = {}
+        for action in of._actions:
+            for given in _given(action) if not isinstance(action, argparse._HelpAction) else ():
+                needed = [w for other, ws in _needed(of).items() if not _excludes(of, action, other) for w in ws]
+                # an option of several values would swallow an argument behind it, and an argument of several an option's
+                parts = [*needed, *given] if action.option_strings else [*given, *needed]
+                options.setdefault(given[0] if action.option_strings else action.dest, []).append([*words, *parts])
+        yield " ".join(words), {"line": line, "values": values(line), "options": options}
 
 
-def _lines(parser: argparse.ArgumentParser, action: argparse.Action, words: list[str]) -> Iterator[dict[str, Any]]:
-    """With the option's spelling (or the argument's name), and the name and value that its absence has."""
-    needed = [w for other, given in _needed(parser).items() if not _excludes(parser, action, other) for w in given]
-    for given in _given(action):
-        option = given[0] if action.option_strings else action.dest
-        # an option of several values would swallow an argument behind it, and an argument of several an option's
-        line = [*words, *needed, *given] if action.option_strings else [*words, *given, *needed]
-        yield {"option": option, "line": line, "name": action.dest, "default": str(action.default)}
-
-
-def _needed(parser: argparse.ArgumentParser) -> dict[argparse.Action, list[str]]:
+def _needed(of: argparse.ArgumentParser) -> dict[argparse.Action, list[str]]:
     """What no command line can do without."""
-    groups = [g._group_actions[0] for g in parser._mutually_exclusive_groups if g.required]
-    required = [a for a in parser._actions if a.required]
+    groups = [g._group_actions[0] for g in of._mutually_exclusive_groups if g.required]
+    required = [a for a in of._actions if a.required]
     return {action: _given(action)[0] for action in [*required, *groups]}
 
 
-def _excludes(parser: argparse.ArgumentParser, action: argparse.Action, other: argparse.Action) -> bool:
-    together = (g._group_actions for g in parser._mutually_exclusive_groups)
+def _excludes(of: argparse.ArgumentParser, action: argparse.Action, other: argparse.Action) -> bool:
+    together = (g._group_actions for g in of._mutually_exclusive_groups)
     return action is other or any(action in group and other in group for group in together)
 
 
