@@ -182,8 +182,9 @@ def filled(root: Path, rehearsal: bool = False) -> Files:
         text = (root / page).read_text(encoding="utf-8")
         scope = _read_folders([(root / page).parent], rehearsal) if page.is_relative_to(RESULTS) else everything
         for name in pages.names(text):
-            if name in figures.GENERATORS:
-                text = pages.rewrite(text, name, figures.GENERATORS[name](scope))
+            if name not in figures.GENERATORS:
+                raise usage.UsageError(f"{page}: nothing writes a block {name!r}; there are {', '.join(figures.GENERATORS)}")
+            text = pages.rewrite(text, name, figures.GENERATORS[name](scope))
         if pages.names(text):
             found[page] = text.encode()
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..bench import adopt, conv, goals, model_error, network, page, plot
+from ..bench import adopt, conv, model_error, network, page, plot
 from ..bench.usage import UsageError
 from .options import CommandError
 
@@ -14,7 +14,6 @@ PROGRAMS = {
     "plot": (plot, "a roofline of what bench conv wrote"),
     "report": (page, "what bench conv and bench network wrote, as one HTML page"),
     "model-error": (model_error, "the cost model's estimates against what bench conv measured"),
-    "goals": (goals, "rewrite docs/tuning.md's tables of estimates"),
     "adopt": (adopt, "take over what a visit to a GPU measured, and write the figures of README and docs/"),
 }
 

@@ -126,7 +126,7 @@ def test_the_pages_are_up_to_date() -> None:
 
 def test_every_block_has_a_writer() -> None:
     found = {name for page in adopt.page_files(ROOT) for name in pages.names((ROOT / page).read_text())}
-    assert found == {*figures.GENERATORS, "goals"}
+    assert found == set(figures.GENERATORS)
 
 
 def test_a_visit_is_adopted(tree: Path, out: Path) -> None:
@@ -394,6 +394,12 @@ def test_pages_without_both_markers_are_refused() -> None:
     for text in ("", begin, f"{end}\n{begin}", f"{begin}{end}{begin}{end}"):
         with pytest.raises(usage.UsageError, match="once each"):
             pages.rewrite(text, "x", "")
+
+
+def test_a_block_that_nobody_writes_is_refused(tree: Path) -> None:
+    (tree / "docs/extra.md").write_text("\n".join(pages.markers("wishes")))
+    with pytest.raises(usage.UsageError, match=r"docs/extra\.md: nothing writes a block 'wishes'"):
+        adopt.filled(tree)
 
 
 def test_a_network_ran_no_algorithm_of_its_own() -> None:
