@@ -2,6 +2,7 @@
 
 lk-triton bench conv --out conv.csv           the depthwise layers; also python -m lk_triton.bench.conv
 lk-triton bench network --out network.csv     the whole network
+lk-triton bench host                          what a call costs the host
 lk-triton bench plot conv.csv --out conv.png  a roofline of what was measured
 lk-triton bench model-error conv.csv          the cost model against what was measured
 lk-triton bench report *.csv --out page.html  all of it as one HTML page

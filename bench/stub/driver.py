@@ -57,6 +57,10 @@ class Driver:
         refused = [line.removeprefix("refused ") for line in lines if line.startswith("refused ")]
         return [_launch(line) for line in lines if line.startswith("launch ")], refused
 
+    def record(self, on: bool) -> None:
+        """Whether launches are written down, which takes longer than to launch."""
+        self._library.stub_record(int(on))
+
 
 def _launch(line: str) -> Launch:
     _, kernel, x, y, z, threads, shared, early, cluster, *arguments = line.split(" ")

@@ -39,16 +39,22 @@ def become(library: Path) -> Driver:
     Args:
         library: what ``build`` built.
     """
-    os.environ["TRITON_LIBCUDA_PATH"] = str(library.parent)
-    driver = Driver(library)
+    driver = machine(library)
     mode = Valueless(allow_non_fake_inputs=True)
     _torch()
-    _cuda(driver.properties())
-    _triton()
     _accuracy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # CUDA's runtime finds the driver too old
         mode.__enter__()
+    return driver
+
+
+def machine(library: Path) -> Driver:
+    """The GPU alone: what ``torch.cuda`` and Triton ask about it, and no tensors on it."""
+    os.environ["TRITON_LIBCUDA_PATH"] = str(library.parent)
+    driver = Driver(library)
+    _cuda(driver.properties())
+    _triton()
     return driver
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from ..bench import adopt, conv, model_error, network, page, plot
+from ..bench import adopt, conv, host, model_error, network, page, plot
 from ..bench.usage import UsageError
 from .options import CommandError
 
 PROGRAMS = {
     "conv": (conv, "depthwise layers against every peer"),
     "network": (network, "a whole network, fused against published"),
+    "host": (host, "what a call costs the host, against torch's convolution"),
     "plot": (plot, "a roofline of what bench conv wrote"),
     "report": (page, "what bench conv and bench network wrote, as one HTML page"),
     "model-error": (model_error, "the cost model's estimates against what bench conv measured"),

@@ -12,7 +12,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ from lk_triton.algorithms import base, relaunch
 from lk_triton.bench.network import SIZES
 from lk_triton.bench.stub import build
 from lk_triton.bench.stub.driver import Driver, Launch
+from lk_triton.bench.stub.eager import TINY
 from lk_triton.bench.stub.pretend import LOWEST_ADDRESS, become
-from lk_triton.models import RepLKNet, create_model
-
-SMALL = partial(RepLKNet, (31, 13), layers=(1, 1), channels=(64, 128), small_kernel=5)
-"""Few kernels, that compile in seconds."""
+from lk_triton.models import create_model
 
 
 class Forgetful(dict[Any, Any]):
@@ -51,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         driver = become(build(Path(folder)))
         placed: dict[str, Any] = {"device": "cuda", "dtype": getattr(torch, options.dtype)}
-        model = SMALL(**placed) if options.model == "small" else create_model(options.model, **placed)
+        model = TINY(**placed) if options.model == "small" else create_model(options.model, **placed)
         model.eval().convert("fused")
         for batch in options.batches:
             print(json.dumps(compare(driver, model, batch, SIZES.get(options.model, 224))), flush=True)
