@@ -6,7 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
 from statistics import median
@@ -14,8 +14,7 @@ from typing import Any
 
 from lk_triton import device as devices
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.base import Algorithm
-from lk_triton.tuning.entry import problem_from_json
+from lk_triton.tuning.entry import config_from_json, problem_from_json
 
 from . import report, usage
 from .providers import OURS
@@ -52,7 +51,7 @@ def compare(row: Row) -> Comparison:
     try:
         problem, ran = problem_from_json(json.loads(row["problem"])), json.loads(row["config"])
         algorithm, sms = registry.get(ran["algorithm"]), int(row["sms"])
-        config = config_of(algorithm, ran["config"])
+        config = config_from_json(algorithm.config_type, ran["config"])
     except (KeyError, TypeError, ValueError):
         raise ValueError("written by another version") from None
     if sms != device.sms:
@@ -108,7 +107,7 @@ def compare_trial(device_name: str, problem_data: Any, trial: Mapping[str, Any])
         raise ValueError(f"no device facts of {device_name}")
     try:
         problem, algorithm = problem_from_json(problem_data), registry.get(trial["algorithm"])
-        config = config_of(algorithm, trial["config"])
+        config = config_from_json(algorithm.config_type, trial["config"])
     except (KeyError, TypeError, ValueError):
         raise ValueError("written by another version") from None
     seconds, limiter = algorithm.estimate(problem, config, device)
@@ -116,17 +115,6 @@ def compare_trial(device_name: str, problem_data: Any, trial: Mapping[str, Any])
         device_name, str(problem), problem.dtype, algorithm.name, trial["config"],
         trial["microseconds"], report.short(seconds * 1e6), limiter, report.short(trial["microseconds"] / seconds / 1e6),
     )  # fmt: skip
-
-
-def config_of(algorithm: Algorithm, data: Mapping[str, Any]) -> Any:
-    """A config from its fields as JSON.
-
-    Raises:
-        ValueError: the fields are not those of this version.
-    """
-    if data.keys() != {field.name for field in fields(algorithm.config_type)}:
-        raise ValueError
-    return algorithm.config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 def by_algorithm(comparisons: Sequence[Comparison]) -> list[report.Row]:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import os
 
-WARP_SPECIALIZE = "LK_TRITON_WARP_SPECIALIZE"
-"""1 adds warp-specialized 1x1 configs on sm_90: right on an H100, and 0.90 to 1.06 times as fast as the best of the others."""
-
 INTERPRET = "TRITON_INTERPRET"
 """Triton's own: kernels are interpreted, on CPU tensors."""
 
-VARIABLES = (WARP_SPECIALIZE, INTERPRET)
+VARIABLES = (INTERPRET,)
 
 
 def value(name: str) -> str:

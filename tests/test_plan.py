@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -102,15 +103,17 @@ def test_old_gpus_and_other_devices() -> None:
     assert plan(LARGE, devices.CPU).algorithm == "torch"
 
 
-def test_a_variable_takes_effect_at_the_next_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = DenseProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
+@pytest.mark.parametrize("variable", environment.VARIABLES)
+def test_a_variable_takes_effect_at_the_next_plan(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan is reused that was made under another value."""
+    problem = DenseProblem(63, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
     monkeypatch.setattr(
-        PointwiseAlgorithm, "estimate", lambda self, p, config, d: Estimate(2.0 - config.warp_specialize, "mma")
-    )
-    monkeypatch.delenv("LK_TRITON_WARP_SPECIALIZE", raising=False)
-    for value, specialized in (("0", False), ("1", True), ("0", False)):
-        monkeypatch.setenv("LK_TRITON_WARP_SPECIALIZE", value)
-        assert plan(problem, H100, "pointwise").config.warp_specialize == specialized
+        PointwiseAlgorithm, "estimate",
+        lambda self, p, config, d: Estimate(2.0 - (config.num_warps == len(os.environ[variable])), "mma"),
+    )  # fmt: skip
+    for warps in (4, 8, 4):
+        monkeypatch.setenv(variable, "-" * warps)
+        assert plan(problem, H100, "pointwise").config.num_warps == warps
 
 
 def test_algorithms_read_the_environment_in_one_place() -> None:
@@ -120,7 +123,7 @@ def test_algorithms_read_the_environment_in_one_place() -> None:
         nodes = list(ast.walk(ast.parse(file.read_text())))
         reads = [n for n in nodes if {"environ", "getenv"} & {getattr(n, "attr", None), getattr(n, "id", None)}]
         assert len(reads) == (file.name == "base.py"), file
-    with pytest.raises(ValueError, match="HOME is not one of LK_TRITON_WARP_SPECIALIZE, "):
+    with pytest.raises(ValueError, match="HOME is not one of TRITON_INTERPRET: "):
         environment.value("HOME")
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .. import device as devices
-from .. import environment, layout
+from .. import layout
 from ..device import Device
 from ..problem import DenseProblem
 from .base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
@@ -86,7 +86,6 @@ class PointwiseAlgorithm(DenseAlgorithm):
         """Every tile that is not much larger than the matrix, as far as registers and shared memory go."""
         wide = 1 << (min(pixels(problem), 256) - 1).bit_length()
         tall = 1 << (min(problem.out_channels, 256) - 1).bit_length()
-        asked = environment.value(environment.WARP_SPECIALIZE) == "1"
         found = []
         for (rows, columns), precision in product((*TILES, NARROW), precisions(problem, device)):
             if rows > max(32, tall) or columns > max(64, wide):
@@ -98,11 +97,9 @@ class PointwiseAlgorithm(DenseAlgorithm):
                 pipelines += [(k, tuple(s for s in stages if k * s <= problem.c)) for k, stages in DEEP.items()]
             grid = ((step_k, *c) for step_k, stages in pipelines for c in product((8, 4), stages, (True, False)))
             for step_k, warps, stages, tma in grid:  # at equal estimates, the first
-                specialize = (False, True) if tma and warps == 4 and asked else (False,)
-                for special in specialize:
-                    config = PointwiseConfig(rows, columns, step_k, warps, stages, precision, tma, special)
-                    if _fits(problem, config, device):
-                        found.append(config)
+                config = PointwiseConfig(rows, columns, step_k, warps, stages, precision, tma)
+                if _fits(problem, config, device):
+                    found.append(config)
         return found
 
     def estimate(self, problem: DenseProblem, config: PointwiseConfig, device: Device) -> Estimate:
@@ -156,7 +153,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
             "M": problem.out_channels, "C": problem.c, "J": pixels(problem),
             "tiles_m": ceil(problem.out_channels / config.rows), "tiles_n": ceil(pixels(problem) / config.columns),
             "programs": programs, "BM": config.rows, "BN": config.columns, "BK": config.step_k, "GROUP": GROUP,
-            "TMA": tma, "WARP_SPECIALIZE": tma and config.warp_specialize, "EVEN_K": problem.c % config.step_k == 0,
+            "TMA": tma, "EVEN_K": problem.c % config.step_k == 0,
             "HAS_BIAS": bias is not None, "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
             "PRECISION": config.precision, "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
         }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from typing import ClassVar
 
 from ..device import Device
 from ..problem import DenseProblem
@@ -22,7 +23,6 @@ class PointwiseConfig:
         step_k: BK, input channels of a step.
         precision: how float32 products are formed; ``ieee`` for half types, where it changes nothing.
         tma: operands by tensor descriptors, and programs that stay for several tiles.
-        warp_specialize: warps of their own for the loads (with ``tma``).
     """
 
     rows: int
@@ -32,7 +32,7 @@ class PointwiseConfig:
     num_stages: int
     precision: str = "ieee"
     tma: bool = False
-    warp_specialize: bool = False
+    dropped: ClassVar = {"warp_specialize": False}  # fields that old entries have, see tuning/entry.py
 
     @property
     def outputs(self) -> int:

@@ -18,8 +18,7 @@ def pointwise_kernel(
     x, weight, bias, residual, out,
     M, C, J, tiles_m, tiles_n, programs,
     x_plane_v, stride_xn, stride_xc, o_plane_v, stride_on, stride_oc, r_plane_v, stride_rn, stride_rc,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr, EVEN_K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, EVEN_K: tl.constexpr,
     X_ROW: tl.constexpr, O_ROW: tl.constexpr, R_ROW: tl.constexpr, XV: tl.constexpr, OV: tl.constexpr, RV: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, CAST_OPERANDS: tl.constexpr,
@@ -35,7 +34,7 @@ def pointwise_kernel(
     """
     follow(PDL)
     tiles = tiles_m * tiles_n
-    for tile in tl.range(tl.program_id(0), tiles, programs, flatten=TMA, warp_specialize=WARP_SPECIALIZE):
+    for tile in tl.range(tl.program_id(0), tiles, programs, flatten=TMA):
         in_group = GROUP * tiles_n
         first_m = tile // in_group * GROUP
         rows = tl.minimum(tiles_m - first_m, GROUP)

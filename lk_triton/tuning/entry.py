@@ -62,7 +62,7 @@ def from_json(data: Any) -> Entry:
         values = {**_fields(Entry, with_version(data))}
         values["problem"] = problem_from_json(values["problem"])
         algorithm = registry.get(values["algorithm"])
-        values["config"] = _build(algorithm.config_type, values["config"])
+        values["config"] = config_from_json(algorithm.config_type, values["config"])
         entry = _typed(Entry(**values))
         if entry.form != algorithm.form(entry.config):
             raise ValueError(f"the config is of the kernel form {algorithm.form(entry.config)!r}, not of {entry.form!r}")
@@ -71,6 +71,19 @@ def from_json(data: Any) -> Entry:
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not an entry: {error}") from None
     return entry
+
+
+def config_from_json(kind: type[Any], data: Any) -> Config:
+    """A config of the class ``kind`` from its fields. ``kind.dropped`` names fields that the class had, each with the value
+    that means what the class means now: with that value such a field may be there.
+
+    Raises:
+        ValueError: fields are missing, or others are there.
+    """
+    dropped = getattr(kind, "dropped", {})
+    if isinstance(data, dict):
+        data = {name: value for name, value in data.items() if name not in dropped or value != dropped[name]}
+    return _build(kind, data)
 
 
 KINDS: dict[str, type[Problem]] = {
@@ -151,10 +164,10 @@ def _typed(made: Any) -> Any:
     Raises:
         ValueError: a field is of another type than the class says.
     """
-    for name, hint in _hints(type(made)).items():
-        value = getattr(made, name)
-        if not _is_a(value, hint):
-            raise ValueError(f"{name} of a {type(made).__name__} cannot be {value!r}")
+    for field in fields(made):
+        value = getattr(made, field.name)
+        if not _is_a(value, _hints(type(made))[field.name]):
+            raise ValueError(f"{field.name} of a {type(made).__name__} cannot be {value!r}")
     return made
 
 

@@ -135,15 +135,6 @@ def test_pixels_of_two_bytes_wait_for_every_step() -> None:
     assert seconds[0] > 2 * seconds[1]
 
 
-def test_warp_specialization_is_behind_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = DenseProblem(8, 128, 14, 14, 128, layout="channel_major", out_layout="channel_major")
-    assert not any(c.warp_specialize for c in POINTWISE.configs(problem, H100))
-    monkeypatch.setenv("LK_TRITON_WARP_SPECIALIZE", "1")
-    found = [c for c in POINTWISE.configs(problem, H100) if c.warp_specialize]
-    assert found
-    assert all(c.tma and c.num_warps == 4 for c in found)
-
-
 def test_refusals() -> None:
     three = DenseProblem(1, 64, 8, 8, 8, 3, 3, padding=(1, 1))
     one = DenseProblem(1, 64, 8, 8, 8)

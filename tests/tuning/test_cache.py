@@ -55,6 +55,17 @@ def test_entries_survive_json(algorithm: str) -> None:
         assert read.config in registry.get(algorithm).configs(problem, H100)
 
 
+@pytest.mark.parametrize("name", [n for n in registry.ALGORITHMS if hasattr(registry.get(n).config_type, "dropped")])
+def test_fields_that_configs_no_longer_have_are_read_where_they_change_nothing(name: str) -> None:
+    problem = next(p for p in (LAYER, DENSE, FFN, STEM) if name in registry.meant_for(p))
+    written = entry_of(problem, name)
+    data = entry.to_json(written)
+    for field, value in registry.get(name).config_type.dropped.items():
+        assert entry.from_json({**data, "config": {**data["config"], field: value}}) == written
+        with pytest.raises(ValueError, match=field):
+            entry.from_json({**data, "config": {**data["config"], field: not value}})
+
+
 @pytest.mark.parametrize("name", list(registry.ALGORITHMS))
 def test_every_form_has_a_version_of_its_own(name: str) -> None:
     algorithm = registry.get(name)
