@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,78 +15,116 @@ from lk_triton import context
 from lk_triton.tuning.timing import CpuTimer, EventTimer, Timer, interleave
 
 from . import report
-from .forms import Call, Form, Shape
+from .forms import Form
 from .look import free, look, pool_bytes
 from .providers import Unavailable
 
 REFERENCES = {"published": "speedup", "published_graph": "graph_speedup"}
 """Forms that every later one takes turns with, and the column for their time over its."""
 
+Rows = Mapping[tuple[str, str], Mapping[str, str]]
+"""(kernel_name, provider) -> a row that was read."""
 
+NOTHING: Rows = {}
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
-    """One network, batch, size and dtype, in which forms are measured one by one.
+    """One network, batch, size and dtype: the ``images`` (N, 3, H, W), and how many rounds each form is timed."""
 
-    ``lost`` says what ended the GPU's context, where a form did: nothing more can be measured in this process.
-    """
-
-    def __init__(self, name: str, shape: Shape, dtype: torch.dtype, device: torch.device, rounds: int) -> None:
-        self.name, self.shape, self.dtype, self.device, self.rounds = name, shape, dtype, device, rounds
-        self.images = torch.randn(shape, device=device, dtype=dtype)
-        self.references: dict[str, Timer] = {}
-        self.lost: str | None = None
-
-    def measure(
-        self, name: str, provider: str, build: Callable[[], Form], check: Callable[[Form], report.Row] | None
-    ) -> report.Row:
-        """The finished row of one form: its figures, or why it has none. Without a ``check`` it is a peer."""
-        row = {"kernel_name": name, "provider": provider, "layout": "nchw"} | self.facts()
-        start = time.perf_counter()
-        try:
-            self._measure(provider, build, check, row)
-        except Unavailable as reason:
-            row["note"] = str(reason)
-        except torch.OutOfMemoryError:
-            alone = "latency_p50_us" not in row or not self.references
-            row["note"] = "out of memory" + ("" if alone else f" beside {' and '.join(self.references)}")
-        except Exception as error:  # one form's crash must not lose the others' figures
-            row |= {"gate": "failed", "note": f"{type(error).__name__}: {error}".splitlines()[0]}
-            self.lost = context.lost(self.device)
-        if self.lost is None:
-            free(self.device)
-        print(f"{provider}: measured in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-        return row
+    name: str
+    images: Tensor
+    rounds: int
 
     def facts(self) -> report.Row:
         """The columns that all rows share."""
-        n, c, h, w = self.shape
-        row: report.Row = {"n": n, "c": c, "h": h, "w": w, "dtype": str(self.dtype).removeprefix("torch.")}
-        return row | report.facts(self.device)
+        shape = dict(zip("nchw", self.images.shape, strict=True))
+        return {**shape, "dtype": str(self.images.dtype).removeprefix("torch."), **report.facts(self.images.device)}
 
-    def _measure(
-        self, provider: str, build: Callable[[], Form], check: Callable[[Form], report.Row] | None, row: report.Row
-    ) -> None:
-        """Fill the row; what is known stays in it where this raises."""
-        pools = pool_bytes(self.device)
-        form = build()
-        images = self.images.contiguous(memory_format=form.memory_format)
-        in_tf32 = images.is_cuda and images.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-        row["config"] = form.config + (", TF32" if in_tf32 else "")
-        row["layout"] = "channels_last" if form.memory_format == torch.channels_last else "nchw"
-        row |= {"weight_mb": report.short(form.weight_bytes / 1e6), "bank_mb": report.short(form.bank_bytes / 1e6)}
-        row |= {"gate": "peer"} if check is None else check(form)
-        if row["gate"] == "failed":
+
+class Contestant(NamedTuple):
+    """A form of the network, or a peer.
+
+    Attributes:
+        network, provider: what its row calls them.
+        build: makes it ready to be called.
+        check: the columns of the gate; None of a peer, whose weights are its own, so that there is nothing to compare with.
+    """
+
+    network: str
+    provider: str
+    build: Callable[[], Form]
+    check: Callable[[Form], report.Row] | None = None
+
+
+def contest(case: Case, contestants: Iterable[Contestant], done: Rows = NOTHING) -> Iterator[report.Row]:
+    """A row of each, as soon as it is finished; none follows that with which the GPU was lost.
+
+    What is ``done`` has a row already; of that only a form that the others take turns with is measured again, if it can be.
+    """
+    references: dict[str, Timer] = {}
+    for contestant in contestants:
+        known = done.get((contestant.network, contestant.provider))
+        if known is None:
+            yield _row(case, contestant, references)
+        elif contestant.provider in REFERENCES and known["p50_us"]:
+            _row(case, contestant, references)
+        if context.lost(case.images.device) is not None:
             return
-        row |= look(form, images, provider.startswith("lk_triton"), pools)
-        timer = self._timer(form.call, images)
-        timings = interleave(self.references | {provider: timer}, self.rounds)
-        us = timings[provider].best(self.device)
-        row |= report.figures(timings[provider]) | {"images_per_s": report.short(self.shape[0] * 1e6 / us)}
-        if provider in REFERENCES:
-            self.references[provider] = timer
-        for reference in self.references:
-            row[REFERENCES[reference]] = report.short(timings[reference].best(self.device) / us)
+        free(case.images.device)
 
-    def _timer(self, call: Call, images: Tensor) -> Timer:
-        if self.device.type == "cuda":
-            return EventTimer(lambda _: call(images), self.device)
-        return CpuTimer(lambda _: call(images))
+
+def _row(case: Case, contestant: Contestant, references: dict[str, Timer]) -> report.Row:
+    """What is known of a contestant, and if it has no figures, why."""
+    row = {"kernel_name": contestant.network, "provider": contestant.provider, "layout": "nchw"} | case.facts()
+    start = time.perf_counter()
+    try:
+        for columns in _columns(case, contestant, references):
+            row |= columns
+    except Unavailable as reason:
+        row["note"] = str(reason)
+    except torch.OutOfMemoryError:
+        alone = "latency_p50_us" not in row or not references
+        row["note"] = "out of memory" + ("" if alone else f" beside {' and '.join(references)}")
+    except Exception as error:  # one form's crash must not lose the others' figures
+        row |= {"gate": "failed", "note": f"{type(error).__name__}: {error}".splitlines()[0]}
+    print(f"{contestant.provider}: measured in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+    return row
+
+
+def _columns(case: Case, contestant: Contestant, references: dict[str, Timer]) -> Iterator[report.Row]:
+    """Columns in the order in which they become known. A form that is wrong has no figures.
+
+    ``references`` are timed in turns with the contestant, which joins them where later ones take turns with it.
+    """
+    device, provider = case.images.device, contestant.provider
+    pools = pool_bytes(device)
+    form = contestant.build()
+    images = case.images.contiguous(memory_format=form.memory_format)
+    yield _described(form, images)
+    verdict: report.Row = {"gate": "peer"} if contestant.check is None else contestant.check(form)
+    yield verdict
+    if verdict["gate"] == "failed":
+        return
+    yield look(form, images, provider.startswith("lk_triton"), pools)
+
+    def call(_: int) -> object:
+        return form.call(images)
+
+    timer = EventTimer(call, device) if device.type == "cuda" else CpuTimer(call)
+    timings = interleave({**references, provider: timer}, case.rounds)
+    if provider in REFERENCES:
+        references[provider] = timer
+    us = timings[provider].best(device)
+    yield report.figures(timings[provider]) | {"images_per_s": report.short(len(images) * 1e6 / us)}
+    yield {REFERENCES[name]: report.short(timings[name].best(device) / us) for name in references}
+
+
+def _described(form: Form, images: Tensor) -> report.Row:
+    """What runs, on which layout, and how large its weights are."""
+    in_tf32 = images.is_cuda and images.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return {
+        "config": form.config + (", TF32" if in_tf32 else ""),
+        "layout": "channels_last" if form.memory_format == torch.channels_last else "nchw",
+        "weight_mb": report.short(form.weight_bytes / 1e6), "bank_mb": report.short(form.bank_bytes / 1e6),
+    }  # fmt: skip

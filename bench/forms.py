@@ -21,7 +21,7 @@ from lk_triton.tuning import cache
 from .providers import Unavailable
 
 Call = Callable[[Tensor], Any]
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 MODE = "max-autotune"
 """Of ``torch.compile``: with CUDA graphs of its own."""

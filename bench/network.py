@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from lk_triton import context
 from lk_triton.models import RepLKNet, create_model, randomize_
 
 from . import report, usage
-from .contest import REFERENCES, Case
-from .forms import FORMS, GPU_ONLY, Form, peer_forms
+from .contest import NOTHING, Case, Contestant, Rows, contest
+from .forms import FORMS, GPU_ONLY, peer_forms
 from .look import free
 from .network_gate import gate
 
@@ -32,10 +33,6 @@ SIZES = {"replknet_31l": 384, "replknet_xl": 320}
 GPU_FORMS = tuple(form for form in FORMS if not form.endswith("_compile"))
 EAGER_PEERS = ("timm/*", "timm_channels_last/*")
 CPU_FORMS = ("published", "merged_channels_last", "lk_triton")
-Rows = Mapping[tuple[str, str], Mapping[str, str]]
-"""(kernel_name, provider) -> a row that was read."""
-
-NOTHING: Rows = {}
 
 
 def tiny_network() -> RepLKNet:
@@ -60,28 +57,20 @@ def at_its_best() -> Iterator[None]:
 def measure(
     case: Case, model: RepLKNet, forms: Sequence[str], peers: Sequence[str], done: Rows = NOTHING
 ) -> Iterator[report.Row]:
-    """Rows of a ``model`` in the training form in some ``forms``, and of timm's ``peers``, each as soon as it is finished.
+    """Rows of a ``model`` in the training form in some ``forms``, and of timm's ``peers``, as of ``contest``.
 
-    What compiles comes last. What is ``done`` has a row already; of that only a form that the others take turns with is
-    measured again, if it can be. Nothing follows a row with which the GPU was lost.
+    What compiles comes last.
     """
-    check = gate(case, model)
-    found: list[tuple[str, str, Callable[[], Form], Callable[[Form], report.Row] | None]] = [
-        (case.name, form, partial(FORMS[form], model, case.dtype, case.shape), check) for form in forms
+    images, check = case.images, gate(case, model)
+    shape = tuple(images.shape)
+    found = [Contestant(case.name, form, partial(FORMS[form], model, images.dtype, shape), check) for form in forms]
+    found += [
+        Contestant(peer.split("/")[1], peer, partial(build, images.device, images.dtype))
+        for peer, build in peer_forms(shape[2])
+        if peer in peers
     ]
-    for peer, build in peer_forms(case.shape[2]):
-        if peer in peers:
-            found.append((peer.split("/")[1], peer, partial(build, case.device, case.dtype), None))
-    found.sort(key=lambda contestant: "_compile" in contestant[1])
-    if all((name, provider) in done for name, provider, *_ in found):
-        return
-    for name, provider, build_it, check_it in found:
-        if (name, provider) not in done:
-            yield case.measure(name, provider, build_it, check_it)
-        elif provider in REFERENCES and done[name, provider]["p50_us"]:
-            case.measure(name, provider, build_it, check_it)
-        if case.lost is not None:
-            return
+    if not all(contestant[:2] in done for contestant in found):
+        yield from contest(case, sorted(found, key=lambda contestant: "_compile" in contestant.provider), done)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,14 +105,15 @@ def run(options: argparse.Namespace) -> int:
         raise usage.UsageError("--missing leaves out what --out holds: name that file too")
     if options.out is not None:
         report.start(options.out)
+    dtypes, batches = options.dtype or ["float16" if gpu else "float32"], options.batch or ([64, 1] if gpu else [1])
+    chosen = options.peers if options.peers is not None else EAGER_PEERS if gpu else ()
     failed = False
     for name in options.model:
-        for size in [32] if options.tiny else options.size or [SIZES.get(name, 224)]:
-            chosen = options.peers if options.peers is not None else EAGER_PEERS if gpu else ()
+        sizes = [32] if options.tiny else options.size or [SIZES.get(name, 224)]
+        for size, dtype, batch in product(sizes, dtypes, batches):
             peers = [peer for peer, _ in peer_forms(size) if any(matches(peer, pattern) for pattern in chosen)]
-            for dtype in options.dtype or ["float16" if gpu else "float32"]:
-                for batch in options.batch or ([64, 1] if gpu else [1]):
-                    failed |= _run_case(options, name, size, getattr(torch, dtype), batch, device, forms, peers)
+            shape = (min(batch, 2) if options.tiny else batch, 3, size, size)
+            failed |= _run_case(options, name, shape, getattr(torch, dtype), device, forms, peers)
     return int(failed)
 
 
@@ -133,7 +123,7 @@ def matches(peer: str, pattern: str) -> bool:
 
 
 def _run_case(
-    options: argparse.Namespace, name: str, size: int, dtype: torch.dtype, batch: int, device: torch.device,
+    options: argparse.Namespace, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
     forms: Sequence[str], peers: Sequence[str],
 ) -> bool:  # fmt: skip
     """Measure one case; whether something failed."""
@@ -142,8 +132,8 @@ def _run_case(
         model = (tiny_network() if options.tiny else create_model(name, device=device)).to(device)
     except ValueError as error:
         raise usage.UsageError(str(error)) from None
-    shape = (min(batch, 2) if options.tiny else batch, 3, size, size)
-    case = Case("tiny" if options.tiny else f"{name}-{size}", shape, dtype, device, options.rounds)
+    images = torch.randn(shape, device=device, dtype=dtype)
+    case = Case("tiny" if options.tiny else f"{name}-{shape[2]}", images, options.rounds)
     failed = False
     done = report.done(options.out, case.facts()) if options.missing else NOTHING
     with at_its_best():
@@ -151,8 +141,9 @@ def _run_case(
             failed |= not report.kept(options.out, [row])
             print(f"{report.table([row], COLUMNS)}\n", flush=True)
             failed |= row.get("gate") == "failed"
-    if case.lost is not None:
-        print(f"the GPU was lost ({case.lost}): only a new process can measure the rest, with --missing", file=sys.stderr)
+    lost = context.lost(device)
+    if lost is not None:
+        print(f"the GPU was lost ({lost}): only a new process can measure the rest, with --missing", file=sys.stderr)
         context.abandon()
     free(device)
     return failed

@@ -26,7 +26,7 @@ def gate(case: Case, model: RepLKNet) -> Callable[[Form], report.Row]:
 
     @cache
     def reference() -> Gate:
-        return Gate(published_form(deepcopy(model).double()), case.images[:IMAGES], case.dtype, len(case.images))
+        return Gate(published_form(deepcopy(model).double()), case.images[:IMAGES], case.images.dtype, len(case.images))
 
     def check(form: Form) -> report.Row:
         if not isinstance(form.module, RepLKNet):

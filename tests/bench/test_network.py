@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +15,10 @@ import torch
 from sabotage import SABOTAGES, sabotaged
 from torch import nn
 
-from lk_triton import context, kernels
+from lk_triton import context
 from lk_triton.bench import contest, forms, look, network, network_gate, report
 from lk_triton.bench.forms import FORMS, Form
 from lk_triton.bench.network_gate import gate
-from lk_triton.bench.shares import KINDS, OURS, by_operation, fractions, kind, kind_of_operation, shares
 from lk_triton.models import RepLKNet, randomize_
 from lk_triton.models.reference import torch_form
 from lk_triton.tuning.timing import Timing
@@ -44,7 +41,7 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 def measured(*chosen: str, peers: tuple[str, ...] = (), size: int = 32) -> dict[str, report.Row]:
-    case = network.Case("tiny", (1, 3, size, size), torch.float32, CPU, 5)
+    case = network.Case("tiny", torch.randn(1, 3, size, size), 5)
     torch.manual_seed(0)
     model = randomize_(network.tiny_network()).eval()
     return {str(row["provider"]): row for row in network.measure(case, model, chosen, peers)}
@@ -134,7 +131,7 @@ def test_a_network_that_is_wrong_in_one_place_is_not_timed(sabotage: str, dtype:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "num_classes": 10}
     model = randomize_(RepLKNet((9, 9, 7, 7), small_kernel=3, **sizes)).eval()
-    check = gate(network.Case("small", (2, 3, 64, 64), dtype, CPU, 1), model)
+    check = gate(network.Case("small", torch.randn(2, 3, 64, 64, dtype=dtype), 1), model)
     with torch.inference_mode():
         for wrong in (None, sabotage):
             module = sabotaged(wrong, model, dtype)
@@ -169,12 +166,10 @@ def test_a_profiler_that_fails_costs_the_shares_only(monkeypatch: pytest.MonkeyP
 
 def test_peers_need_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(forms.PEERS, 32, ("test_convnext",))
-    case = network.Case("tiny", (1, 3, 32, 32), torch.float32, CPU, 5)
-    model = randomize_(network.tiny_network()).eval()
-    eager = [name for name, _ in forms.peer_forms(32) if "_compile" not in name]
-    found = list(network.measure(case, model, ["lk_triton"], eager))
-    assert [row["provider"] for row in found] == ["lk_triton", "timm/test_convnext", "timm_channels_last/test_convnext"]
-    for row in found[1:]:
+    eager = tuple(name for name, _ in forms.peer_forms(32) if "_compile" not in name)
+    rows = measured("lk_triton", peers=eager)
+    assert list(rows) == ["lk_triton", "timm/test_convnext", "timm_channels_last/test_convnext"]
+    for row in list(rows.values())[1:]:
         assert row["gate"] == "peer"
         assert float(str(row["images_per_s"])) > 0
         assert "timm" in str(row["config"])
@@ -336,76 +331,12 @@ def test_an_old_file_is_refused_before_anything_is_measured(tmp_path: Path, monk
         network.main([*TINY, "--out", str(tmp_path / "old.csv")])
 
 
-def test_every_kernel_of_the_package_has_its_share() -> None:
-    """Kernels are the jitted functions that no other one calls."""
-    defined, called = set(), set()
-    for file in Path(kernels.__file__).parent.glob("*.py"):
-        for function in ast.parse(file.read_text()).body:
-            if isinstance(function, ast.FunctionDef) and any(ast.unparse(d).endswith(".jit") for d in function.decorator_list):
-                defined.add(function.name)
-                called |= {ast.unparse(n.func).split(".")[-1] for n in ast.walk(function) if isinstance(n, ast.Call)}
-    assert defined - called == OURS.keys()
-    assert set(OURS.values()) == set(KINDS)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("toeplitz_kernel", "depthwise"), ("direct_channels_last_kernel", "depthwise"), ("pointwise_kernel", "pointwise"),
-     ("epilogue_kernel", "pointwise"), ("nvjet_hsh_128x256_64x4_1x2", "pointwise"), ("stem_kernel", "rest"),
-     ("convstem_kernel", "pointwise"), ("void at::native::reduce_kernel<512, 1>", "rest")],
-)  # fmt: skip
-def test_kernels_of_lk_triton_are_sorted_by_name(name: str, expected: str) -> None:
-    assert kind(name) == expected
-
-
-def event(name: str, shapes: Sequence[Sequence[int]] = (), parent: object = None, **kernels: float) -> Any:
-    """An operation as torch's profiler reports it, with the kernels that it launched and their microseconds."""
-    launched = [SimpleNamespace(name=kernel, duration=us) for kernel, us in kernels.items()]
-    return SimpleNamespace(name=name, input_shapes=shapes, cpu_parent=parent, kernels=launched, self_cpu_time_total=0)
-
-
-def test_operations_are_told_by_their_weights() -> None:
-    x = [64, 128, 56, 56]
-    for weight, expected in (([128, 1, 31, 31], "depthwise"), ([512, 128, 1, 1], "pointwise"), ([128, 3, 3, 3], "rest")):
-        outer = event("aten::conv2d", [x, weight, []])
-        inner = event("aten::cudnn_convolution", [x, weight], outer)
-        assert kind_of_operation(event("aten::empty", [], inner)) == kind_of_operation(inner) == expected
-    assert kind_of_operation(event("aten::addmm", [[1000], [64, 1024], [1024, 1000]])) == "pointwise"
-    assert kind_of_operation(event("aten::mm", [], event("lk_triton::dense_conv2d", [x, [512, 128, 1, 1]]))) == "pointwise"
-    assert kind_of_operation(event("aten::bmm", [], event("aten::scaled_dot_product_attention"))) is None
-
-
-def test_shares_of_a_gpus_kernels() -> None:
-    """A kernel belongs to the operation that launched it; copies are no kernels; what nobody launched is unknown."""
-    conv = event("aten::_conv_depthwise2d", [[1, 8, 9, 9], [8, 1, 5, 5]], implicit_convolve_sgemm=60.0)
-    product = event("aten::cudnn_convolution", [[1, 8, 9, 9], [16, 8, 1, 1]], sm80_xmma_fprop=25.0, Memcpy=99.0)
-    events = [conv, product, event("aten::relu", elementwise=15.0)]
-    pieces = list(by_operation(events))
-    assert pieces == [("depthwise", 60.0), ("pointwise", 25.0), ("rest", 15.0)]
-    assert fractions(pieces) == {"depthwise": 0.6, "pointwise": 0.25, "rest": 0.15}
-    assert fractions([*pieces, *by_operation([event("Torch-Compiled Region: 0/0", triton_poi_fused=50.0)])]) is None
-    assert fractions([*pieces, ("unknown", 1.0)]) is not None
-    assert fractions([]) is None
-
-
-def test_shares_of_a_cpu() -> None:
-    network = nn.Sequential(nn.Conv2d(32, 32, 13, padding=6, groups=32), nn.ReLU()).eval()
-    x = torch.randn(4, 32, 28, 28)
-    network(x)
-    found = shares(lambda: network(x), CPU)
-    assert found.kernels is None
-    assert found.of_time is not None
-    assert found.of_time["depthwise"] > 0.5
-    assert found.of_time["pointwise"] == 0
-    assert sum(found.of_time.values()) == pytest.approx(1)
-
-
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
     """Every form has figures, memory and shares; a graph runs the kernels that the network runs without it."""
     device = torch.device("cuda")
     model = RepLKNet((31, 29, 27, 13), (1, 1, 1, 1), (64, 64, 64, 64), num_classes=10, device=device)
-    case = network.Case("small", (1, 3, 64, 64), torch.float16, device, 5)
+    case = network.Case("small", torch.randn(1, 3, 64, 64, dtype=torch.float16, device=device), 5)
     chosen = [*network.GPU_FORMS, "lk_triton_compile"]
     found = network.measure(case, randomize_(model).eval(), chosen, ())
     rows = {str(row["provider"]): row for row in found}
