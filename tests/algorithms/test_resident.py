@@ -42,17 +42,17 @@ RESIDENT = ResidentAlgorithm()
 H100 = device.TABLE["h100"]
 
 MEASURED = (
-    (128, 56, 31, ResidentConfig(8, 32, (32, 16), 1, 4, 4, 2, 1), 133.9),
-    (128, 56, 31, ResidentConfig(8, 32, (32, 16), 1, 5, 8, 1, 1), 144.5),
-    (256, 28, 29, ResidentConfig(8, 32, (32, 0), 1, 5, 4, 2, 1), 49.1),
-    (256, 28, 29, ResidentConfig(4, 32, (32, 0), 1, 5, 4, 1, 1), 65.6),
-    (512, 14, 27, ResidentConfig(16, 16, (16, 0), 1, 16, 2, 1, 1), 20.1),
-    (512, 14, 27, ResidentConfig(8, 16, (16, 0), 1, 16, 2, 1, 2), 28.7),
-    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 4, 3, 1, 1, 1), 9.65),
-    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 8, 3, 1, 1, 1), 11.3),
-    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 2, 3, 1, 1, 1), 11.5),
+    (128, 56, 31, ResidentConfig(8, 32, (32, 16), 1, 4, 4, 2, 1)),
+    (128, 56, 31, ResidentConfig(8, 32, (32, 16), 1, 5, 8, 1, 1)),
+    (256, 28, 29, ResidentConfig(8, 32, (32, 0), 1, 5, 4, 2, 1)),
+    (256, 28, 29, ResidentConfig(4, 32, (32, 0), 1, 5, 4, 1, 1)),
+    (512, 14, 27, ResidentConfig(16, 16, (16, 0), 1, 16, 2, 1, 1)),
+    (512, 14, 27, ResidentConfig(8, 16, (16, 0), 1, 16, 2, 1, 2)),
+    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 4, 3, 1, 1, 1)),
+    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 8, 3, 1, 1, 1)),
+    (1024, 7, 13, ResidentConfig(8, 8, (8, 0), 2, 3, 1, 1, 1)),
 )
-"""(channels, map, kernel, config, microseconds on an H100) at batch 64, float16."""
+"""(channels, map, kernel, config) at batch 64, float16: measured on an H100, the fastest of each layer first."""
 
 
 def problem(n: int, c: int, h: int, w: int, kh: int, kw: int, dtype: str = "float16", **options) -> ConvProblem:
@@ -127,7 +127,7 @@ def check_arithmetic(p: ConvProblem, config: ResidentConfig) -> None:
 
 
 def test_arithmetic_on_the_measured_configs(one_thread):
-    for c, size, kernel, config, _ in MEASURED:
+    for c, size, kernel, config in MEASURED:
         check_arithmetic(problem(64, c, size, size, kernel, kernel), config)
 
 
@@ -158,15 +158,8 @@ def test_counted_work():
     assert RESIDENT.estimate(replace(p, n=1), config, H100).seconds > 0.8 * RESIDENT.estimate(p, config, H100).seconds
 
 
-@pytest.mark.parametrize(("c", "size", "kernel", "config", "us"), [MEASURED[i] for i in (0, 2, 4, 6)])
-def test_estimates_are_near_the_best_measurements(c, size, kernel, config, us):
-    p = problem(64, c, size, size, kernel, kernel, layout="channel_major")
-    assert RESIDENT.estimate(p, config, H100).seconds * 1e6 == pytest.approx(us, rel=0.2)
-    assert replace(config, buffers=4) in {replace(found, buffers=4) for found in RESIDENT.configs(p, H100)}
-
-
-@pytest.mark.parametrize(("c", "size", "kernel", "config", "us"), [MEASURED[i] for i in (0, 4, 6)])
-def test_the_plan_is_what_was_measured_best(monkeypatch, c, size, kernel, config, us):
+@pytest.mark.parametrize(("c", "size", "kernel", "config"), [MEASURED[i] for i in (0, 4, 6)])
+def test_the_plan_is_what_was_measured_best(monkeypatch, c, size, kernel, config):
     """But for the vectors of stores and, where single elements are copied, for buffers: the estimate does not see these."""
     monkeypatch.setattr(ResidentAlgorithm, "supports", lambda self, problem, device: None)
     p = problem(64, c, size, size, kernel, kernel, layout="channel_major")
@@ -337,7 +330,7 @@ def test_a_fence_stands_before_the_products(folder):
     """Once, behind a step's wait for its copies: wgmma reads through another proxy than copies write."""
     layers = [
         (problem(64, c, size, size, kernel, kernel), replace(config, buffers=4))
-        for c, size, kernel, config, _ in (MEASURED[i] for i in (0, 4, 6))
+        for c, size, kernel, config in (MEASURED[i] for i in (0, 4, 6))
     ]
     listings = run_compiling(["-c", FENCES], folder, "\n".join(map(repr, layers))).split("\f")[:-1]
     assert len(listings) == len(layers)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lk_triton.algorithms import registry
-from lk_triton.bench import conv, model_error, report
+from lk_triton.bench import adopt, conv, model_error, report
 from lk_triton.bench.cases import cases, tiny
 from lk_triton.bench.providers import config_to_json
 from lk_triton.cli import main
@@ -158,3 +158,12 @@ def test_tuned_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (case,) = answer["cases"]
     assert case["ratio"] == pytest.approx(10.0 / case["estimate_us"], rel=1e-3)
     assert answer["skipped"] == {"rejected": 1, "written by another version": 2}
+
+
+def test_figures_written_down_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every committed one is compared."""
+    files = sorted(adopt.ROOT.glob("bench/results/*/by_hand/*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    answer = read_json(capsys, *map(str, files))
+    assert len(answer["cases"]) == sum(len(line.get("trials", ())) for line in lines) > 0
+    assert answer["skipped"] == {}
