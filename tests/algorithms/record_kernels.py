@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_sources import Sources, forms
-from machine_code import TRITON, Plan, digests, recorded_plans
+from machine_code import TRITON, Plan, Question, compiles, digests, named, questions, recorded_plans
 
 HASHES, CODE = (Path(__file__).with_name(name) for name in ("kernel_hashes.json", "machine_code.json"))
 FOLDER = "LK_TRITON_TEST_TRITON"
@@ -25,38 +25,71 @@ FOLDER = "LK_TRITON_TEST_TRITON"
 
 @dataclass
 class Records:
-    """What is committed: form -> version and hash of its sources; form -> version, and the digest of every plan."""
+    """What is committed: form -> version and hash of its sources; form -> version, and the digest of every plan; and what the
+    planner answers to the network."""
 
     hashes: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     plans: dict[str, dict[Plan, str]] = field(default_factory=dict)
+    answers: dict[Question, Plan] = field(default_factory=dict)
 
     @classmethod
     def read(cls) -> Records:
         """From the files."""
         code = json.loads(CODE.read_text())
-        plans = {
-            form: {Plan.from_json([arch, code["problems"][i], *rest]): digest for arch, i, *rest, digest in of_form["plans"]}
-            for form, of_form in code["forms"].items()
-        }
-        return cls(json.loads(HASHES.read_text()), {form: f["version"] for form, f in code["forms"].items()}, plans)
+        plans = {form: {Plan.from_json(data): digest for data, digest in rows} for form, rows in digests_in(code).items()}
+        answers = {}
+        for gpu, problem, bank_format, packing, config in code["answers"]:
+            plan = Plan.from_json({"arch": named(gpu).arch, "problem": code["problems"][problem], **code["configs"][config]})
+            answers[Question(gpu, plan.problem, bank_format, packing)] = plan
+        versions = {form: of_form["version"] for form, of_form in code["forms"].items()}
+        return cls(json.loads(HASHES.read_text()), versions, plans, answers)
 
     def write(self) -> None:
-        """Into the files: a form, a problem, a plan a line."""
+        """Into the files: a form, a problem, a config, a plan, an answer a line; plans name problems and configs by number."""
         HASHES.write_text("{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in self.hashes.items()) + "\n}\n")
         problems: list[Any] = []
-        blocks = []
-        for form, plans in self.plans.items():
-            rows = []
-            for plan, digest in plans.items():
-                arch, problem, *rest = plan.to_json()
-                if problem not in problems:
-                    problems.append(problem)
-                rows.append(json.dumps([arch, problems.index(problem), *rest, digest]))
-            lines = ",\n   ".join(rows)
-            blocks.append(f'  "{form}": {{"version": {self.versions[form]}, "plans": [\n   {lines}\n  ]}}')
-        header = f'{{\n "triton": "{TRITON}",\n "problems": [\n  ' + ",\n  ".join(map(json.dumps, problems))
-        CODE.write_text(header + '\n ],\n "forms": {\n' + ",\n".join(blocks) + "\n }\n}\n")
+        configs: list[Any] = []
+
+        def numbers(plan: Plan) -> tuple[int, int]:
+            config = plan.to_json()
+            del config["arch"]
+            return _number(config.pop("problem"), problems), _number(config, configs)
+
+        forms = {
+            form: [[plan.arch, *numbers(plan), digest] for plan, digest in plans.items()] for form, plans in self.plans.items()
+        }
+        answers = []
+        for question, plan in self.answers.items():
+            problem, config = numbers(plan)
+            answers.append([question.gpu, problem, question.bank_format, question.packing, config])
+        blocks = [f'  "{form}": {{"version": {self.versions[form]}, "plans": {_lines(rows)}}}' for form, rows in forms.items()]
+        CODE.write_text(
+            f'{{\n "triton": "{TRITON}",\n "problems": {_lines(problems)},\n "configs": {_lines(configs)},\n "forms": {{\n'
+            + ",\n".join(blocks)
+            + f'\n }},\n "answers": {_lines(answers)}\n}}\n'
+        )
+
+
+def digests_in(code: dict[str, Any]) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Form -> each plan as JSON, and its digest, in the content of ``CODE``."""
+    problems, configs = code["problems"], code["configs"]
+    return {
+        form: [({"arch": a, "problem": problems[p], **configs[c]}, digest) for a, p, c, digest in of_form["plans"]]
+        for form, of_form in code["forms"].items()
+    }
+
+
+def _number(value: Any, of: list[Any]) -> int:
+    """The place of ``value`` in a list, at whose end it is put where it is not there."""
+    if value not in of:
+        of.append(value)
+    return of.index(value)
+
+
+def _lines(rows: list[Any]) -> str:
+    """A JSON list, a row a line."""
+    return "[\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]"
 
 
 def update(
@@ -92,17 +125,33 @@ def update(
     return refused
 
 
-def main() -> int:
-    """Update the files; 1 where a version has to be raised first."""
+def add_network(records: Records, compiled: Callable[[Sequence[Plan]], list[str]]) -> None:
+    """Record what the network takes, and the digests of plans among these that have none."""
+    records.answers = {question: question.answer() for question in questions()}
+    new = [p for p in dict.fromkeys(records.answers.values()) if compiles(p) and p not in records.plans[p.form]]
+    for plan, found in zip(new, compiled(new), strict=True):
+        records.plans[plan.form][plan] = found
+
+
+def folder_of_triton() -> str:
+    """Where the Triton lies that digests are made with."""
     if "TRITON_INTERPRET" in os.environ:
         sys.exit("kernels are interpreted in this process: unset TRITON_INTERPRET to compile them")
     folder = os.environ.get(FOLDER)
     if folder is None:
         sys.exit(f"{FOLDER} names no folder with Triton {TRITON}: pip install --no-deps --target FOLDER triton=={TRITON}")
+    return folder
+
+
+def main() -> int:
+    """Update the files; 1 where a version has to be raised first."""
+    folder = folder_of_triton()
     records = Records.read() if CODE.exists() else Records()
     with tempfile.TemporaryDirectory() as no_cache:
         os.environ["LK_TRITON_CACHE_DIR"] = no_cache
         refused = update(records, recorded_plans, lambda plans: digests(plans, folder), Sources())
+        if not refused:
+            add_network(records, lambda plans: digests(plans, folder))
     records.write()
     print("\n".join(refused) or f"{HASHES.name} and {CODE.name} are up to date")
     return 1 if refused else 0

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import compare_kernels
 import pytest
 from kernel_sources import ROOT, Sources, forms
-from machine_code import digests
-from record_kernels import FOLDER, Records, update
+from machine_code import ARCHS, BATCHES, DTYPES, GPUS, compiles, digest, digests
+from record_kernels import FOLDER, Records, add_network, update
 
 RECORDS = Records.read()
 HASHES = {form: Sources().hash(form) for form in forms()}
@@ -54,6 +56,15 @@ def test_forms_are_those_of_the_registry() -> None:
         assert {plan.arch for plan in plans} == ({"sm_90"} if form == "resident" else {"sm_80", "sm_90"}), form
         assert {plan.problem.dtype for plan in plans} >= {"float16", "bfloat16"}
         assert {plan.problem.n for plan in plans} >= {64} if form == "resident" else {1, 64}
+
+
+def test_every_plan_of_the_network_is_recorded() -> None:
+    taken = set(RECORDS.answers.values())
+    assert {p for p in taken if compiles(p) and p not in RECORDS.plans[p.form]} == set()
+    assert {(p.arch, p.problem.dtype, p.problem.n) for p in taken} == set(product(ARCHS, DTYPES, BATCHES))
+    assert {question.gpu for question in RECORDS.answers} == set(GPUS)
+    assert any(question.bank_format for question in RECORDS.answers)
+    assert not all(question.packing for question in RECORDS.answers)
 
 
 # What a hash covers
@@ -186,7 +197,36 @@ def test_records_survive_their_files(records: Records, tmp_path: Path, monkeypat
     assert Records.read() == records == RECORDS
 
 
+def test_what_the_network_takes_is_recorded_with_it(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Records.read()
+    chosen = list(before.answers)[:20]
+    known = next(p for p in map(before.answers.__getitem__, chosen) if compiles(p))
+    del records.plans[known.form][known]
+    monkeypatch.setattr("record_kernels.questions", lambda: chosen)
+    add_network(records, lambda plans: [before.plans[p.form][p] for p in plans])
+    assert records.plans == before.plans
+    assert records.answers == {question: before.answers[question] for question in chosen}
+
+
 # Digests
+
+
+def test_a_comparison_says_what_differs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = [p for plans in RECORDS.plans.values() for p in plans][:3]
+    code = [(["MOV"], ["grid"]), (["MOV"], ["grid"]), (["ADD"], ["grid"])]
+    rows = [(p.to_json(), digest(["MOV"], ["grid"])) for p in plans]
+    monkeypatch.setattr(compare_kernels, "digests_in", lambda _: {"some": rows[:1], "other": rows[1:]})
+    monkeypatch.setattr(compare_kernels, "listings", lambda wanted, *_: code[-len(wanted) :])
+    assert compare_kernels.changed_plans([], "") == [plans[2].to_json()]
+    assert compare_kernels.changed_plans(["other"], "") == [plans[2].to_json()]
+    assert capsys.readouterr().out == f"{plans[2]}: other machine code\n" * 2
+
+
+def test_a_comparison_says_which_layers_take_another_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    (question, taken), (_, another) = [(q, p) for q, p in RECORDS.answers.items() if p.algorithm == "toeplitz"][:2]
+    assert taken != another
+    assert compare_kernels.changed_answers(Records(answers={question: another})) == 1
+    assert f"{question}: takes toeplitz {taken.config}, took toeplitz {another.config}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

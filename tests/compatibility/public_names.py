@@ -24,7 +24,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PACKAGES = ("lk_triton", "lk_triton.nn", "lk_triton.models")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"\blk_triton(?:\.[A-Za-z_]\w*)+")
-VARIABLE = re.compile(r"\bLK_TRITON_[A-Z_]+\b")
+VARIABLE = re.compile(r'(?<=")LK_TRITON_[A-Z_]+(?=")|(?<=\{)LK_TRITON_[A-Z_]+(?=[:}])')
 
 VALUES = ("3", "x", "bfloat16", "3,5", "1,8,16,16", "x.csv", "x.png")
 """What an option or argument may take; an example of each uses the first that its parser accepts."""
@@ -121,7 +121,7 @@ def ops() -> list[str]:
 
 
 def variables() -> list[str]:
-    """The environment variables that code reads."""
+    """The environment variables that code reads: names as whole strings of Python, and in a shell's ``${NAME}``."""
     folders = ("lk_triton", "bench", "models")
     files = [file for folder in folders for pattern in ("*.py", "*.sh") for file in (ROOT / folder).rglob(pattern)]
     code = "\n".join(file.read_text(encoding="utf-8") for file in [*files, ROOT / "setup.sh"])
