@@ -16,16 +16,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
-from lk_triton.tuning import cache, confirmed
-from lk_triton.tuning import entry as entries
+from lk_triton.planning import cache, confirmed
+from lk_triton.planning import entry as entries
 
 from . import figures, pages, usage
 from .measured import Measured, read, rehearsed
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, TABLES = Path("bench", "results"), Path("lk_triton", "tuning", "tables")
+RESULTS, TABLES = Path("bench", "results"), Path("lk_triton", "planning", "tables")
 TUNED = "tuned*.json"
 BANNER = b"> **Rehearsal.** Every figure between the markers of this page comes from a rehearsal and means nothing.\n\n"
 TEMPLATE = """# {device}, {month}
@@ -37,7 +37,7 @@ Not written yet.
 """
 SECTIONS = {"visit": "", "networks": "## Networks\n\n", "all-layers": "## Layers\n\n"}
 
-CONFIRMED = Path("lk_triton", "tuning", "confirmed.json")
+CONFIRMED = Path("lk_triton", "planning", "confirmed.json")
 """Kernels that need no check at their first call: what all result files prove."""
 
 Files = dict[Path, bytes]
@@ -137,7 +137,7 @@ def visit(root: Path, out: Path, rehearsal: bool, said: list[str]) -> Files:
             if file.suffix != ".txt" and rehearsed(file):
                 raise usage.UsageError(f"{file} is of a rehearsal: its figures mean nothing. See it with --scratch DIR")
         if devices.named(named[0]) is None:
-            raise usage.UsageError(f"no facts of {named[0]}: floors and tables need its line in lk_triton/device.py")
+            raise usage.UsageError(f"no facts of {named[0]}: floors and tables need its line in lk_triton/gpu.py")
     stamps = sorted(row["timestamp"] for row in found.rows if row["timestamp"])
     month = stamps[0][:7] if stamps else datetime.now(timezone.utc).strftime("%Y-%m")
     folder = folder_of(named[0], month)

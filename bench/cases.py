@@ -9,8 +9,8 @@ from itertools import product
 
 import torch
 
-from lk_triton.layout import layout_of, strides
-from lk_triton.problem import ConvProblem, Epilogue, same_padding
+from lk_triton.ops.layout import layout_of, strides
+from lk_triton.ops.problem import ConvProblem, Epilogue, same_padding
 
 STAGES = ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13))
 """RepLKNet-31B at 224x224: (channels, map size, kernel size) of each stage's large-kernel layer."""

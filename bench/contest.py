@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lk_triton import context
-from lk_triton.tuning.timing import CpuTimer, EventTimer, Timer, interleave
+from lk_triton.planning.timing import CpuTimer, EventTimer, Timer, interleave
 
 from . import report
 from .forms import Form

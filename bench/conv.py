@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from lk_triton import context
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms.base import activation_bytes
-from lk_triton.layout import conform
-from lk_triton.problem import ConvProblem
-from lk_triton.tuning.accuracy import Gate
-from lk_triton.tuning.entry import problem_to_json
-from lk_triton.tuning.timing import Pool, Timer, Timing, buffers_for, interleave, timer
+from lk_triton.ops.layout import conform
+from lk_triton.ops.problem import ConvProblem
+from lk_triton.planning.accuracy import Gate
+from lk_triton.planning.entry import problem_to_json
+from lk_triton.planning.timing import Pool, Timer, Timing, buffers_for, interleave, timer
 
 from . import report, usage
 from .cases import cases, select, tiny

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, Problem
+from lk_triton.ops.problem import ConvProblem, Problem
 
 from . import model_error, report
 from .cases import cases

@@ -13,12 +13,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lk_triton import device as devices
-from lk_triton import inspector
+from lk_triton import gpu as devices
 from lk_triton.models import create_model
-from lk_triton.recorder import problems_of
-from lk_triton.tuning.plan import plan
-from lk_triton.tuning.tuner import with_layers
+from lk_triton.ops.tracing import problems_of
+from lk_triton.planning.plan import plan
+from lk_triton.planning.tuner import with_layers
+from lk_triton.tools import inspector
 
 from . import usage
 

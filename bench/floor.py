@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lk_triton.algorithms.base import activation_bytes
-from lk_triton.device import Device
-from lk_triton.problem import ConvProblem
+from lk_triton.gpu import Device
+from lk_triton.ops.problem import ConvProblem
 
 
 @dataclass(frozen=True)

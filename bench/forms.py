@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import lk_triton
 from lk_triton.algorithms.base import PDL
-from lk_triton.bank import Banked
 from lk_triton.models import RepLKNet
 from lk_triton.models.reference import torch_form
-from lk_triton.tuning import cache
+from lk_triton.nn.prepack import Banked
+from lk_triton.planning import cache
 
 from .providers import Unavailable
 

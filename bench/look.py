@@ -8,9 +8,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from lk_triton import device as devices
-from lk_triton.recorder import problems_of
-from lk_triton.tuning import agenda
+from lk_triton import gpu as devices
+from lk_triton.ops.tracing import problems_of
+from lk_triton.planning import agenda
 
 from . import report
 from .forms import Call, Form

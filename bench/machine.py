@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from lk_triton import device as devices
-from lk_triton.tuning.timing import CpuTimer, EventTimer, Timer, interleave
+from lk_triton import gpu as devices
+from lk_triton.planning.timing import CpuTimer, EventTimer, Timer, interleave
 
 from . import report, usage
 

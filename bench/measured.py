@@ -11,8 +11,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from lk_triton.problem import ConvProblem, Problem
-from lk_triton.tuning.entry import problem_from_json
+from lk_triton.ops.problem import ConvProblem, Problem
+from lk_triton.planning.entry import problem_from_json
 
 from . import report, usage
 from .providers import OURS

@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
-from lk_triton.tuning.entry import config_from_json, problem_from_json
+from lk_triton.planning.entry import config_from_json, problem_from_json
 
 from . import report, usage
 from .providers import OURS

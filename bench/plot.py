@@ -11,9 +11,9 @@ from math import atan2, degrees
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lk_triton import device as devices
-from lk_triton.device import Device
-from lk_triton.problem import ConvProblem
+from lk_triton import gpu as devices
+from lk_triton.gpu import Device
+from lk_triton.ops.problem import ConvProblem
 
 from . import network_plot, report, usage
 from .floor import compulsory_bytes, mma_tflops

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.torch_ import activate_, convolve
-from lk_triton.problem import ConvProblem
-from lk_triton.tuning.plan import Plan, plan
+from lk_triton.ops.problem import ConvProblem
+from lk_triton.planning.plan import Plan, plan
 
 OURS = "lk_triton_"
 """How the names of this library's providers begin; the others are its peers."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
-from lk_triton.problem import DenseProblem, Epilogue, Problem
-from lk_triton.tuning.accuracy import Gate
-from lk_triton.tuning.plan import plan
+from lk_triton.ops.problem import DenseProblem, Epilogue, Problem
+from lk_triton.planning.accuracy import Gate
+from lk_triton.planning.plan import plan
 
 from . import report, usage
 from .cases import cases, select, tiny

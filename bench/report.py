@@ -16,8 +16,8 @@ import torch
 from tabulate import tabulate
 
 import lk_triton
-from lk_triton.device import interpreted, rehearsal
-from lk_triton.tuning.timing import Timing
+from lk_triton.gpu import interpreted, rehearsal
+from lk_triton.planning.timing import Timing
 
 from .usage import UsageError, check_out
 

@@ -8,14 +8,16 @@
 Importing this package touches no GPU and does not import Triton. ``lk_triton.models`` has the networks.
 """
 
-from . import flops, nn
+from . import _moved, nn
 from .functional import Explanation, conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d, explain, pointwise_conv2d, tune
 from .graph import Graph, graph
 from .log import logger
-from .tuning.plan import Plan, use
+from .ops import flops
+from .planning.plan import Plan, use
 
 __version__ = "0.1.0"
 
+_moved.install()
 flops.register()
 
 __all__ = [

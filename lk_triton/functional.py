@@ -9,14 +9,18 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from . import device as devices
-from . import library, library_dense, library_ffn, library_stem, transforms
+from . import gpu as devices
 from .algorithms import registry, torch_
-from .checks import check_dense, check_depthwise, check_ffn, check_stem
-from .problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from .recorder import problems_of
-from .tuning import agenda, tuner
-from .tuning.plan import Plan, at_least_one_image, not_chosen, plan
+from .ops import dense as library_dense
+from .ops import ffn as library_ffn
+from .ops import registration as library
+from .ops import stem as library_stem
+from .ops import transforms
+from .ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from .ops.tracing import problems_of
+from .ops.validation import check_dense, check_depthwise, check_ffn, check_stem
+from .planning import agenda, tuner
+from .planning.plan import Plan, at_least_one_image, not_chosen, plan
 
 
 def depthwise_conv2d(

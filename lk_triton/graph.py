@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from . import library
-from .bank import Banked, state_of
+from .nn.prepack import Banked, state_of
+from .ops import registration as library
 
 WARM_UP = 3
 """Forwards before the capture: plans, compilations and cuBLAS's workspaces are made there."""

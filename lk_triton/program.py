@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from .tuning.plan import excluded, preferred
+from .planning.plan import excluded, preferred
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells say it."""

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from lk_triton import conv_ffn, conv_stem
-from lk_triton.algorithms.convffn import WIDTHS
-from lk_triton.algorithms.convstem import MOST_CHANNELS, MOST_INPUTS
-from lk_triton.device import interpreted
+from lk_triton.algorithms.fused.ffn.host import WIDTHS
+from lk_triton.algorithms.fused.stem.host import MOST_CHANNELS, MOST_INPUTS
+from lk_triton.gpu import interpreted
 from lk_triton.nn import (
     ChannelAffine,
     ConvUnit,

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lk_triton import layout
 from lk_triton.nn import ConvUnit, ReparamDepthwiseConv2d
-from lk_triton.tuning.accuracy import Verdict
+from lk_triton.ops import layout
+from lk_triton.planning.accuracy import Verdict
 
 from .blocks import ConvFFN, RepLKBlock, Transition
 from .blocks import by_torch as is_torchs
@@ -80,7 +80,7 @@ class Gate:
         batch: with which they are called, and for which their layers have plans: x is repeated up to it. By default x's.
 
     The error of a map may be three times that of torch's form of the reference in ``dtype``, plus one rounding. That is more
-    than a layer may have (``tuning/accuracy.py``): what many layers round adds up by chance.
+    than a layer may have (``planning/accuracy.py``): what many layers round adds up by chance.
     """
 
     @torch.no_grad()

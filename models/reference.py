@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lk_triton.fused_conv import FusedConv2d
 from lk_triton.nn import ConvUnit
+from lk_triton.nn.fused_conv import FusedConv2d
 
 from .replknet import RepLKNet
 

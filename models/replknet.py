@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lk_triton import transforms
-from lk_triton.bank import Banked
 from lk_triton.nn import ChannelAffine, ConvUnit, ReparamDepthwiseConv2d
+from lk_triton.nn.prepack import Banked
+from lk_triton.ops import transforms
 
 from .blocks import (
     RepLKNetStage,

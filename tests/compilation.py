@@ -12,8 +12,8 @@ COMPILE = """
 import dataclasses, json, sys
 from lk_triton import device, inspector
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
-from lk_triton.tuning.plan import plan
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
+from lk_triton.planning.plan import plan
 
 for line in sys.stdin:
     arch, algorithm, fields, epilogue, number, offset = json.loads(line)

@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from lk_triton.device import interpreted
+    from lk_triton.gpu import interpreted
 
     reason = "TRITON_INTERPRET is set: run pytest -m gpu" if interpreted() else _missing_gpu()
     if reason:

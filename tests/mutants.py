@@ -21,49 +21,49 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "every batch as one block of tiles": Mutant(
-        "lk_triton/kernels/toeplitz.py", "blocks = N // BM", "blocks = 1",
+        "lk_triton/algorithms/depthwise/toeplitz/kernel.py", "blocks = N // BM", "blocks = 1",
         "tests/algorithms/test_toeplitz.py::test_every_way_that_images_fill_blocks_of_tiles",
     ),
     "images counted in 32 bits": Mutant(
-        "lk_triton/kernels/toeplitz.py", "image = image.to(tl.int64)", "image = image.to(tl.int32)",
+        "lk_triton/algorithms/depthwise/toeplitz/kernel.py", "image = image.to(tl.int64)", "image = image.to(tl.int32)",
         "tests/algorithms/test_forward.py::test_images_beyond_two_to_the_31",
     ),
     "packed weights of any format": Mutant(
-        "lk_triton/library.py", "if bank is None or wanted != bank_format:", "if bank is None:",
+        "lk_triton/ops/registration.py", "if bank is None or wanted != bank_format:", "if bank is None:",
         "tests/test_bank.py::test_a_plan_that_reads_another_format_packs_for_itself",
     ),
     "the residual by the output's strides": Mutant(
-        "lk_triton/kernels/epilogue.py", "column_offsets(j, r_plane_v, stride_rn, R_ROW, RV)[None, :]",
+        "lk_triton/algorithms/shared/epilogue.py", "column_offsets(j, r_plane_v, stride_rn, R_ROW, RV)[None, :]",
         "column_offsets(j, o_plane_v, stride_on, O_ROW, OV)[None, :]",
         "tests/algorithms/test_dense.py::test_a_residual_in_another_memory_order",
     ),
     "a stem's rows padded like its columns": Mutant(
-        "lk_triton/kernels/stem.py", "OW * STRIDE_H - PAD_H", "OW * STRIDE_H - PAD_W",
+        "lk_triton/algorithms/dense/implicit_gemm/kernel.py", "OW * STRIDE_H - PAD_H", "OW * STRIDE_H - PAD_W",
         "tests/algorithms/test_dense.py::test_a_stem_of_another_height_than_width",
     ),
     "vectors across the end of a row": Mutant(
-        "lk_triton/algorithms/dense.py", " and t.stride(1) == layout.row_length(n, h, w)", "",
+        "lk_triton/algorithms/dense/base.py", " and t.stride(1) == layout.row_length(n, h, w)", "",
         "tests/algorithms/test_dense.py::test_vectors_end_where_rows_do",
     ),
     "one loaded kernel for all devices": Mutant(
-        "lk_triton/algorithms/relaunch.py", "key = (owner, problem, config, index, signature(tensors))",
+        "lk_triton/algorithms/launch_cache.py", "key = (owner, problem, config, index, signature(tensors))",
         "key = (owner, problem, config, signature(tensors))",
         "tests/algorithms/test_relaunch.py::test_each_device_has_its_own",
     ),
     "the mean of the rounds": Mutant(
-        "lk_triton/tuning/tuner.py", "timing.quantile(0.5)", "sum(timing.rounds) / len(timing.rounds)",
-        "tests/tuning/test_tuner.py::test_one_slow_round_does_not_change_the_figure", 2,
+        "lk_triton/planning/tuner.py", "timing.quantile(0.5)", "sum(timing.rounds) / len(timing.rounds)",
+        "tests/planning/test_tuner.py::test_one_slow_round_does_not_change_the_figure", 2,
     ),
     "neighbours of another dilation": Mutant(
-        "lk_triton/tuning/nearest.py", 'sizes = ("n", "c", "h", "w") if', 'sizes = ("n", "c", "h", "w", "dilation") if',
-        "tests/tuning/test_sources.py::test_only_sizes_differ_between_neighbours",
+        "lk_triton/planning/nearest.py", 'sizes = ("n", "c", "h", "w") if', 'sizes = ("n", "c", "h", "w", "dilation") if',
+        "tests/planning/test_sources.py::test_only_sizes_differ_between_neighbours",
     ),
     "expanded channels as rows of their own": Mutant(
-        "lk_triton/layout.py", " and x.stride(1) >= n * h * w:", ":",
+        "lk_triton/ops/layout.py", " and x.stride(1) >= n * h * w:", ":",
         "tests/test_layout.py::test_empty_and_expanded_tensors",
     ),
     "NaN made zero": Mutant(
-        "lk_triton/kernels/epilogue.py", "acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)",
+        "lk_triton/algorithms/shared/epilogue.py", "acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)",
         "acc = tl.maximum(acc, 0.0)", "tests/algorithms/test_invariants.py::test_nan_stays_nan",
     ),
     "graphs that outlive train()": Mutant(

@@ -1,4 +1,4 @@
-"""A reference independent of the library, and the library's tolerance rule (``tuning/accuracy.py``) as an assertion."""
+"""A reference independent of the library, and the library's tolerance rule (``planning/accuracy.py``) as an assertion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lk_triton.tuning.accuracy import judge
+from lk_triton.planning.accuracy import judge
 
 ACTIVATION = {None: lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from lk_triton import conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, FfnProblem, Problem
-from lk_triton.tuning.accuracy import Inputs
-from lk_triton.tuning.plan import refusal
+from lk_triton.ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem
+from lk_triton.planning.accuracy import Inputs
+from lk_triton.planning.plan import refusal
 
 MODES = {"interpreted": "1", "cpu": "0", "gpu": "0"}
 """Value of TRITON_INTERPRET. ``interpreted``: the kernels, on CPU tensors. ``cpu``: what serves a user's CPU."""

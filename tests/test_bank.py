@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import lk_triton
-from lk_triton import device
+from lk_triton import gpu as device
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import KernelLaunch
-from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
-from lk_triton.bank import Banked
+from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
 from lk_triton.nn import DepthwiseConv2d, ReparamDepthwiseConv2d, from_conv_bn
-from lk_triton.problem import ConvProblem, Epilogue
-from lk_triton.tuning.plan import plan
+from lk_triton.nn.prepack import Banked
+from lk_triton.ops.problem import ConvProblem, Epilogue
+from lk_triton.planning.plan import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread", "toeplitz")
 SHAPE = (2, 3, 8, 8)

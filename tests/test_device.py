@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 
 H100, A100 = devices.for_arch("sm_90"), devices.for_arch("sm_80")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lk_triton.disassembly import AMDGCN, SASS, main_loop, mix
+from lk_triton.tools.disassembly import AMDGCN, SASS, main_loop, mix
 
 NVIDIA = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;

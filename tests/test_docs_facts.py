@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lk_triton import device
+from lk_triton import gpu as device
 from lk_triton.algorithms import base, registry
 from lk_triton.bench.cases import STAGES, layer
 from lk_triton.bench.providers import OURS, PROVIDERS
 from lk_triton.cli.bench import PROGRAMS
 from lk_triton.cli.main import build_parser
-from lk_triton.tuning.plan import plan
+from lk_triton.planning.plan import plan
 
 ROOT = Path(__file__).parent.parent
 CLI, KERNELS, BENCHMARKS = (ROOT / "docs" / f"{name}.md" for name in ("cli", "kernels", "benchmarks"))

@@ -11,10 +11,10 @@ import torch
 from serving import call
 from torch.utils.flop_counter import FlopCounterMode
 
-from lk_triton import flops
 from lk_triton.models import RepLKNet, published_form
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from lk_triton.tuning.accuracy import draw
+from lk_triton.ops import flops
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.planning.accuracy import draw
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
 PROBLEMS: tuple[Problem, ...] = (

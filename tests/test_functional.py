@@ -12,10 +12,10 @@ from torch import Tensor
 
 import lk_triton
 from lk_triton import depthwise_conv2d, explain
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms.torch_ import activate
 from lk_triton.functional import explain_problem
-from lk_triton.problem import ConvProblem
+from lk_triton.ops.problem import ConvProblem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = ConvProblem(1, 4, 8, 8, 3, 3, padding=(1, 1), dtype="float32")

@@ -15,12 +15,12 @@ from torch.ao.quantization import fuse_modules
 from torch.nn.utils import fuse_conv_bn_eval
 
 from lk_triton import nn as layers
-from lk_triton.bank import Banked
-from lk_triton.fused_conv import FusedConv2d
 from lk_triton.models import RepLKNet
 from lk_triton.models.analysis import kernel_maps
 from lk_triton.models.reference import randomize_, torch_form
 from lk_triton.nn import ConvUnit, DepthwiseConv2d, PointwiseConv2d, StemConv2d
+from lk_triton.nn.fused_conv import FusedConv2d
+from lk_triton.nn.prepack import Banked
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
 ACTIVATIONS = [None, "relu", "gelu", "silu"]

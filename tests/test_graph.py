@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import lk_triton
-from lk_triton import layout, library
 from lk_triton.graph import WARM_UP, Captured, Graph, capture, graph, prepare
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
+from lk_triton.ops import layout
+from lk_triton.ops import registration as library
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,13 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    ("environment", "log", "files", "problem", "device", "context", "layout", "reparam"),
-    ("kernels", "algorithms"),
-    ("tuning",),
-    ("library", "library_dense", "library_ffn", "library_stem", "transforms", "flops", "recorder", "checks"),
-    ("functional", "bank", "fused_conv"),
+    ("_moved", "environment", "log", "files", "gpu", "context", "reparam", "ops.problem", "ops.layout"),
+    ("algorithms",),
+    ("planning",),
+    ("ops",),
+    ("functional",),
     ("nn",),
-    ("graph", "inspector", "disassembly", "program"),
+    ("graph", "tools", "program"),
     ("models",),
     ("bench",),
     ("cli",),
@@ -78,7 +78,9 @@ def at_import(tree: ast.Module) -> list[ast.AST]:
 
 
 def layer(module: str) -> str:
-    return module.split(".")[1]
+    """The longest entry of ORDER that ``module`` lies in."""
+    parts = module.split(".")[1:]
+    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in RANK), parts[0])
 
 
 def test_every_module_has_a_layer() -> None:
@@ -114,7 +116,8 @@ def test_no_circles() -> None:
 def test_only_kernels_import_triton_at_module_level() -> None:
     for module, tree in TREES.items():
         if any(name.split(".")[0] == "triton" for name in imports(module, at_import(tree))):
-            assert module.startswith("lk_triton.kernels"), f"{module} imports triton at module level"
+            of_kernels = module.rpartition(".")[2].startswith("kernel") or module.startswith("lk_triton.algorithms.shared.")
+            assert of_kernels, f"{module} imports triton at module level"
 
 
 def run(code: str) -> str:

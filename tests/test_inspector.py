@@ -13,12 +13,13 @@ import pytest
 from compilation import compile_all
 from torch import Tensor
 
-from lk_triton import device, disassembly, inspector
+from lk_triton import gpu as device
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
-from lk_triton.algorithms.toeplitz_work import dot_of, shared_bytes
-from lk_triton.problem import ConvProblem, Epilogue
-from lk_triton.tuning.plan import plan
+from lk_triton.algorithms.depthwise.toeplitz.cost import dot_of, shared_bytes
+from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
+from lk_triton.ops.problem import ConvProblem, Epilogue
+from lk_triton.planning.plan import plan
+from lk_triton.tools import disassembly, inspector
 
 
 def fields(n, c, size, kernel, dtype, stride=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lk_triton import layout
+from lk_triton.ops import layout
 
 SHAPES = [(2, 3, 5, 7), (1, 3, 5, 7), (2, 1, 5, 7), (2, 3, 1, 7), (2, 3, 5, 1), (2, 3, 1, 1), (1, 1, 1, 1), (4, 64, 8, 8)]
 LAYOUTS = ("nchw", "channels_last", "channel_major")

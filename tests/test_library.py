@@ -12,10 +12,11 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import lk_triton
-from lk_triton import layout, library
 from lk_triton.algorithms.base import KernelLaunch
 from lk_triton.nn import DepthwiseConv2d
-from lk_triton.problem import ConvProblem
+from lk_triton.ops import layout
+from lk_triton.ops import registration as library
+from lk_triton.ops.problem import ConvProblem
 
 op = torch.ops.lk_triton.depthwise_conv2d.default
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lk_triton import dense_conv2d, layout, pointwise_conv2d
-from lk_triton.library_dense import op
+from lk_triton import dense_conv2d, pointwise_conv2d
 from lk_triton.models import RepLKNet
+from lk_triton.ops import layout
+from lk_triton.ops.dense import op
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
 LAYOUTS = ("nchw", "channel_major", "channels_last")

@@ -10,14 +10,16 @@ import torch
 from serving import serving
 from torch import Tensor
 
-from lk_triton import conv_ffn, device, layout, pointwise_conv2d
+from lk_triton import conv_ffn, pointwise_conv2d
+from lk_triton import gpu as device
 from lk_triton.functional import explain_problem
-from lk_triton.library_ffn import op
 from lk_triton.models import create_model
 from lk_triton.models.blocks import ConvFFN
-from lk_triton.problem import FfnProblem
-from lk_triton.recorder import Recorder, problems_of
-from lk_triton.tuning import tuner
+from lk_triton.ops import layout
+from lk_triton.ops.ffn import op
+from lk_triton.ops.problem import FfnProblem
+from lk_triton.ops.tracing import Recorder, problems_of
+from lk_triton.planning import tuner
 
 LAYOUTS = ("nchw", "channel_major", "channels_last")
 

@@ -11,14 +11,16 @@ from serving import serving
 from torch import Tensor
 
 import lk_triton
-from lk_triton import conv_stem, dense_conv2d, depthwise_conv2d, device, layout, pointwise_conv2d
+from lk_triton import conv_stem, dense_conv2d, depthwise_conv2d, pointwise_conv2d
+from lk_triton import gpu as device
 from lk_triton.functional import explain_problem
-from lk_triton.library import no_packing
-from lk_triton.library_stem import op
 from lk_triton.models import RepLKNet, create_model
-from lk_triton.problem import StemProblem
-from lk_triton.recorder import Recorder, problems_of
-from lk_triton.tuning import tuner
+from lk_triton.ops import layout
+from lk_triton.ops.problem import StemProblem
+from lk_triton.ops.registration import no_packing
+from lk_triton.ops.stem import op
+from lk_triton.ops.tracing import Recorder, problems_of
+from lk_triton.planning import tuner
 
 LAYOUTS = ("nchw", "channel_major", "channels_last")
 SHAPES = ((8, 3, 3, 3), (8,), (8, 1, 3, 3), (8,), (8, 8, 1, 1), (8,))

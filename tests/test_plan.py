@@ -13,16 +13,16 @@ import pytest
 import torch
 
 import lk_triton
-from lk_triton import device as devices
 from lk_triton import environment
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import Estimate
+from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
 from lk_triton.algorithms.pair import PairAlgorithm
-from lk_triton.algorithms.pointwise import PointwiseAlgorithm
 from lk_triton.functional import explain_problem
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
-from lk_triton.tuning import cache, tuner
-from lk_triton.tuning.plan import plan, preferred, refusal
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
+from lk_triton.planning import cache, tuner
+from lk_triton.planning.plan import plan, preferred, refusal
 
 H100, A100 = devices.for_arch("sm_90"), devices.for_arch("sm_80")
 LARGE = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15))
@@ -32,7 +32,7 @@ DILATED = replace(LARGE, padding=(30, 30), dilation=(2, 2))
 
 @pytest.fixture(autouse=True)
 def nothing_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The tables' part is tested in tests/tuning."""
+    """The tables' part is tested in tests/planning."""
     monkeypatch.setattr(cache, "TABLES", tmp_path)
     cache.reload()
     yield
@@ -119,10 +119,10 @@ def test_a_variable_takes_effect_at_the_next_plan(variable: str, monkeypatch: py
 def test_algorithms_read_the_environment_in_one_place() -> None:
     """Where a plan's key comes from. ``base.py`` reads one more, which launches depend on and configs do not."""
     package = Path(environment.__file__).parent
-    for file in [*package.glob("algorithms/*.py"), *package.glob("kernels/*.py"), package / "layout.py"]:
+    for file in [*package.glob("algorithms/**/*.py"), package / "ops/layout.py"]:
         nodes = list(ast.walk(ast.parse(file.read_text())))
         reads = [n for n in nodes if {"environ", "getenv"} & {getattr(n, "attr", None), getattr(n, "id", None)}]
-        assert len(reads) == (file.name == "base.py"), file
+        assert len(reads) == (file == package / "algorithms/base.py"), file
     with pytest.raises(ValueError, match="HOME is not one of TRITON_INTERPRET: "):
         environment.value("HOME")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lk_triton.problem import ConvProblem, Epilogue, output_size, same_padding
+from lk_triton.ops.problem import ConvProblem, Epilogue, output_size, same_padding
 
 
 def test_is_frozen_hashable_data() -> None:

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lk_triton import conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d
 from lk_triton.models import RepLKNet
 from lk_triton.nn import ConvUnit, DepthwiseConv2d, PointwiseConv2d, ReparamDepthwiseConv2d, StemConv2d
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from lk_triton.tuning.accuracy import draw
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.planning.accuracy import draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DOUBLE: dict[str, Any] = {"dtype": "float64"}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lk_triton.bench.rounds import ROUNDS, fastest
 from lk_triton.models import RepLKNet, create_model
-from lk_triton.tuning import verify
+from lk_triton.planning import verify
 
 from . import build
 from .pretend import ALIGNED, LOWEST_ADDRESS, machine

@@ -19,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from lk_triton.tuning import accuracy
+from lk_triton.planning import accuracy
 
 from .driver import NAME, Driver
 

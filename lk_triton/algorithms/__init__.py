@@ -1,1 +1,1 @@
-"""Host side of every algorithm: what it serves, its configs, its cost, its launch."""
+"""How problems can be computed: a folder an algorithm."""

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .. import device as devices
-from .. import layout
-from ..device import Device
-from ..problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
-from .relaunch import launch_again
+from .. import gpu as devices
+from ..gpu import Device
+from ..ops import layout
+from ..ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
+from .launch_cache import launch_again
 
 Config = Any
 """A frozen dataclass of compile-time choices; each algorithm has its own."""
@@ -35,7 +35,7 @@ ISSUE_SHARE = 0.8
 
 
 PDL = "LK_TRITON_PDL"
-"""1: kernels start while the one before them still runs, on sm_90 and newer (``kernels/dependent.py``). Not measured yet."""
+"""1: kernels start while the one before them still runs, on sm_90 and newer (``shared/pdl.py``). Not measured yet."""
 
 
 class Estimate(NamedTuple):

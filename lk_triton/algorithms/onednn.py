@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import layout
-from ..device import Device
-from ..problem import Convolution, ConvProblem, DenseProblem
+from ..gpu import Device
+from ..ops import layout
+from ..ops.problem import Convolution, ConvProblem, DenseProblem
 from .base import Estimate, Versioned
 
 ATTRIBUTES = {None: "none", "relu": "none", "gelu": "gelu", "silu": "swish"}

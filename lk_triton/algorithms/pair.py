@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .. import device as devices
-from ..device import Device
-from ..problem import Chain, Convolution, FfnProblem, StemProblem
+from .. import gpu as devices
+from ..gpu import Device
+from ..ops.problem import Chain, Convolution, FfnProblem, StemProblem
 from . import registry
 from .base import Estimate, Versioned, Weights, in_turn
 
@@ -25,7 +25,7 @@ class PairAlgorithm(Versioned):
 
     Args:
         plan: (layer, device, packing=whether it may read a packed weight) -> its plan. Plans are made above this layer, which
-            is why ``tuning/plan.py`` registers this.
+            is why ``planning/plan.py`` registers this.
     """
 
     name = "pair"

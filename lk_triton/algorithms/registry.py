@@ -1,21 +1,21 @@
 """The algorithms, in order of preference at equal estimates. A new one is one line here.
 
-``pair`` and ``triple``, which ask for plans, are added where plans are made: ``tuning/plan.py``.
+``pair`` and ``triple``, which ask for plans, are added where plans are made: ``planning/plan.py``.
 """
 
 from __future__ import annotations
 
-from ..problem import Problem
+from ..ops.problem import Problem
 from .base import Algorithm
-from .convffn import ConvffnAlgorithm
-from .convstem import ConvstemAlgorithm
-from .cublas import CublasAlgorithm
-from .direct import DirectAlgorithm
+from .dense.cublas import CublasAlgorithm
+from .dense.implicit_gemm.host import StemAlgorithm
+from .dense.pointwise.host import PointwiseAlgorithm
+from .depthwise.direct.host import DirectAlgorithm
+from .depthwise.toeplitz.host import ToeplitzAlgorithm
+from .depthwise.toeplitz_hopper.host import ResidentAlgorithm
+from .fused.ffn.host import ConvffnAlgorithm
+from .fused.stem.host import ConvstemAlgorithm
 from .onednn import OnednnAlgorithm
-from .pointwise import PointwiseAlgorithm
-from .resident import ResidentAlgorithm
-from .stem import StemAlgorithm
-from .toeplitz import ToeplitzAlgorithm
 from .torch_ import TorchAlgorithm
 
 _ALL: tuple[Algorithm, ...] = (

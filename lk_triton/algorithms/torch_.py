@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import layout
-from ..device import Device
-from ..problem import Chain, Convolution, ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
+from ..gpu import Device
+from ..ops import layout
+from ..ops.problem import Chain, Convolution, ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from .base import MMA_SHARE, Estimate, Versioned, Weights, activation_bytes, in_turn, roofline
 
 

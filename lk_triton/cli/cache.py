@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from tabulate import tabulate
 
-from ..tuning import cache as tables
+from ..planning import cache as tables
 from .options import CommandError
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from .. import device as devices
+from .. import gpu as devices
 from ..functional import Explanation, explain_problem
 from ..models import create_model
-from ..problem import Problem
-from ..recorder import problems_of
+from ..ops.problem import Problem
+from ..ops.tracing import problems_of
 from .options import CommandError, versions
 
 MODEL = "replknet_31b"

@@ -13,18 +13,18 @@ from typing import Any, cast
 import torch
 from tabulate import tabulate
 
-from .. import device as devices
-from .. import inspector
+from .. import gpu as devices
 from ..algorithms import registry
 from ..algorithms.base import TritonAlgorithm
-from ..device import Device
-from ..inspector import Inspection
+from ..gpu import Device
 from ..models import create_model
-from ..problem import Chain, ConvProblem, Epilogue, Problem
-from ..recorder import problems_of
-from ..tuning import tuner
-from ..tuning.entry import problem_to_json
-from ..tuning.plan import plan, refusal
+from ..ops.problem import Chain, ConvProblem, Epilogue, Problem
+from ..ops.tracing import problems_of
+from ..planning import tuner
+from ..planning.entry import problem_to_json
+from ..planning.plan import plan, refusal
+from ..tools import inspector
+from ..tools.inspector import Inspection
 from . import output
 from .options import CommandError, words
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from .. import __version__, program
-from ..problem import ACTIVATIONS
+from ..ops.problem import ACTIVATIONS
 from .options import CommandError
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

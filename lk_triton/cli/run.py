@@ -22,7 +22,7 @@ from torch import Tensor
 from ..log import logger
 from ..models import CheckpointMismatch, RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
 from ..models.gate import Gate, failures, maps_and_logits
-from ..tuning.timing import Timing
+from ..planning.timing import Timing
 from . import classes, images, output, timing
 from .options import CommandError, missing_extra, versions
 

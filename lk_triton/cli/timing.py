@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..tuning.timing import Timing, interleave
+from ..planning.timing import Timing, interleave
 
 ROUNDS = (5, 20)
 """At least and at most."""

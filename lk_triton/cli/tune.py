@@ -19,15 +19,15 @@ import torch
 from tabulate import tabulate
 
 from .. import context
-from .. import device as devices
+from .. import gpu as devices
 from ..algorithms import registry
 from ..files import why_not_written
 from ..functional import tune as tune_problems
 from ..models import create_model
-from ..problem import Problem
-from ..recorder import problems_of
-from ..tuning import agenda, cache, tuner
-from ..tuning.entry import problem_to_json
+from ..ops.problem import Problem
+from ..ops.tracing import problems_of
+from ..planning import agenda, cache, tuner
+from ..planning.entry import problem_to_json
 from .options import CommandError, versions, words
 
 DRY_ARCH = "sm_90"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lk_triton.fused_conv import FusedConv2d
 from lk_triton.nn import ReparamDepthwiseConv2d
+from lk_triton.nn.fused_conv import FusedConv2d
 from lk_triton.reparam import fold_batch_norm
 
 from .erf import Map, centred_shares

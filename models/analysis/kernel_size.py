@@ -11,10 +11,10 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lk_triton.device import Device
 from lk_triton.functional import explain_problem
+from lk_triton.gpu import Device
 from lk_triton.models import create_model, published_form
-from lk_triton.recorder import problems_of
+from lk_triton.ops.tracing import problems_of
 
 from . import published
 

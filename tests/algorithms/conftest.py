@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lk_triton import layout
+from lk_triton.ops import layout
 
 
 @pytest.fixture(autouse=True)

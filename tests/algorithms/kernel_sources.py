@@ -1,10 +1,10 @@
 """What a kernel form runs, as syntax trees: its kernels with the device functions that they call, and the host's launch and
 packing.
 
-Beginning at the algorithm's ``ROOTS``, every name is resolved as Python would, to its definition in ``lk_triton/algorithms``,
-``lk_triton/kernels`` or ``lk_triton/layout.py``. Docstrings, comments, the host's annotations, and where a definition lies are
-left out. So are the cost model, ``supports`` and ``configs``, which no launch reaches; ``relaunch.py``, which repeats what was
-launched; and problems and devices, whose facts a launch only reads.
+Beginning at the algorithm's ``ROOTS``, every name is resolved as Python would, to its definition in ``lk_triton/algorithms``
+and in ``lk_triton/ops/layout.py``. Docstrings, comments, the host's annotations, and where a definition lies are left out. So
+are the cost model, ``supports`` and ``configs``, ``launch_cache.py``, which repeats what was launched,
+and problems and GPUs, whose facts a launch only reads.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lk_triton.algorithms.base import TritonAlgorithm
 
 ROOT = Path(__file__).parents[2]
 ROOTS = ("launch", "kernel_launch", "bank_format", "pack")
-FOLLOWED = ("lk_triton.algorithms", "lk_triton.kernels", "lk_triton.layout")
-LEFT_OUT = ("lk_triton.algorithms.relaunch", "lk_triton.algorithms.registry")
+FOLLOWED = ("lk_triton.algorithms", "lk_triton.ops.layout")
+LEFT_OUT = ("lk_triton.algorithms.launch_cache", "lk_triton.algorithms.registry")
 
 OF_OTHER_FORMS = {"direct": "channels_last_launch", "direct_channels_last": "_planes_launch"}
 """Form -> a function of its algorithm that only the other form calls."""
@@ -32,6 +32,11 @@ class Definition(NamedTuple):
 
     module: str
     node: ast.stmt
+
+
+def of_kernels(module: str) -> bool:
+    """Whether a module holds kernels or device functions, in which annotations count."""
+    return module.rpartition(".")[2].startswith("kernel") or module.startswith("lk_triton.algorithms.shared.")
 
 
 def forms() -> dict[str, TritonAlgorithm]:
@@ -60,7 +65,7 @@ class Sources:
 
     def hash(self, form: str) -> str:
         """Of everything that ``form`` runs."""
-        texts = sorted(canonical(d.node, d.module.startswith("lk_triton.kernels")) for d in self.closure(form))
+        texts = sorted(canonical(d.node, of_kernels(d.module)) for d in self.closure(form))
         return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
     def closure(self, form: str) -> list[Definition]:
@@ -81,7 +86,7 @@ class Sources:
         """What the names in a definition stand for; ``self`` is the algorithm."""
         module, node = definition
         local = _local_names(node)
-        for parts in _references(node, annotations=module.startswith("lk_triton.kernels")):
+        for parts in _references(node, annotations=of_kernels(module)):
             if parts[0] == "self" and len(parts) > 1:
                 yield self._method(algorithm, parts[1])
             elif parts[0] == "super":

@@ -23,17 +23,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import KernelLaunch, TritonAlgorithm
-from lk_triton.disassembly import SASS
-from lk_triton.inspector import compile_launch, meta_launch
 from lk_triton.models import create_model
-from lk_triton.problem import Chain, ConvProblem, Problem
-from lk_triton.recorder import problems_of
-from lk_triton.tuning import cache as tables
-from lk_triton.tuning.entry import from_json, problem_to_json
-from lk_triton.tuning.plan import plan, refusal
+from lk_triton.ops.problem import Chain, ConvProblem, Problem
+from lk_triton.ops.tracing import problems_of
+from lk_triton.planning import cache as tables
+from lk_triton.planning.entry import from_json, problem_to_json
+from lk_triton.planning.plan import plan, refusal
+from lk_triton.tools.disassembly import SASS
+from lk_triton.tools.inspector import compile_launch, meta_launch
 
 TRITON = "3.6.0"
 """Whose machine code is recorded: the oldest that compiles every kernel."""

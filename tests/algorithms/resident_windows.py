@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from lk_triton.kernels.resident import _owner, _shared, _window
+from lk_triton.algorithms.depthwise.toeplitz_hopper.kernel import _owner, _shared, _window
 
 
 @gluon.jit

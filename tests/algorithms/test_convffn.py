@@ -11,13 +11,14 @@ import torch
 from compilation import compile_all
 from torch import Tensor
 
-from lk_triton import device, layout
+from lk_triton import gpu as device
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.convffn import ConvffnAlgorithm
-from lk_triton.algorithms.convffn_work import issued_macs, shared_bytes, tensor_columns, weight_bytes
-from lk_triton.problem import Epilogue, FfnProblem
-from lk_triton.tuning.accuracy import Gate
-from lk_triton.tuning.plan import plan
+from lk_triton.algorithms.fused.ffn.cost import issued_macs, shared_bytes, tensor_columns, weight_bytes
+from lk_triton.algorithms.fused.ffn.host import ConvffnAlgorithm
+from lk_triton.ops import layout
+from lk_triton.ops.problem import Epilogue, FfnProblem
+from lk_triton.planning.accuracy import Gate
+from lk_triton.planning.plan import plan
 
 H100 = device.TABLE["h100"]
 CPU = torch.device("cpu")

@@ -10,10 +10,9 @@ import torch
 from compilation import compile_all
 from torch import Tensor
 
-from lk_triton import device, layout
+from lk_triton import gpu as device
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.convstem import ConvstemAlgorithm
-from lk_triton.algorithms.convstem_work import (
+from lk_triton.algorithms.fused.stem.cost import (
     ConvstemConfig,
     issued_macs,
     programs_per_sm,
@@ -21,9 +20,11 @@ from lk_triton.algorithms.convstem_work import (
     tensor_columns,
     tiles_of,
 )
-from lk_triton.problem import Epilogue, StemProblem
-from lk_triton.tuning.accuracy import Gate
-from lk_triton.tuning.plan import plan
+from lk_triton.algorithms.fused.stem.host import ConvstemAlgorithm
+from lk_triton.ops import layout
+from lk_triton.ops.problem import Epilogue, StemProblem
+from lk_triton.planning.accuracy import Gate
+from lk_triton.planning.plan import plan
 
 H100 = device.TABLE["h100"]
 CPU = torch.device("cpu")

@@ -13,16 +13,17 @@ import torch
 from compilation import compile_all
 
 import lk_triton
-from lk_triton import device, layout
+from lk_triton import gpu as device
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.dense import row_arguments
-from lk_triton.algorithms.pointwise import PointwiseAlgorithm
-from lk_triton.algorithms.pointwise_work import issued_macs, operand_bytes, shared_bytes, tensor_columns
-from lk_triton.algorithms.stem import StemAlgorithm
-from lk_triton.algorithms.stem import issued_macs as stem_macs
-from lk_triton.problem import DenseProblem, Epilogue, FfnProblem
-from lk_triton.tuning.accuracy import Gate
-from lk_triton.tuning.plan import plan
+from lk_triton.algorithms.dense.base import row_arguments
+from lk_triton.algorithms.dense.implicit_gemm.host import StemAlgorithm
+from lk_triton.algorithms.dense.implicit_gemm.host import issued_macs as stem_macs
+from lk_triton.algorithms.dense.pointwise.cost import issued_macs, operand_bytes, shared_bytes, tensor_columns
+from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
+from lk_triton.ops import layout
+from lk_triton.ops.problem import DenseProblem, Epilogue, FfnProblem
+from lk_triton.planning.accuracy import Gate
+from lk_triton.planning.plan import plan
 
 H100 = device.TABLE["h100"]
 CPU = torch.device("cpu")

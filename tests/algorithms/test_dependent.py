@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lk_triton
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import base
 from lk_triton.models import RepLKNet
 
@@ -20,9 +20,9 @@ CUDA = torch.device("cuda", 0)
 
 LISTINGS = """
 from lk_triton import inspector
-from lk_triton.device import TABLE
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
-from lk_triton.tuning.plan import plan
+from lk_triton.gpu import TABLE
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
+from lk_triton.planning.plan import plan
 
 rows = {"layout": "channel_major", "out_layout": "channel_major"}
 residual = Epilogue(True, "relu", True)

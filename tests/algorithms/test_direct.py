@@ -12,15 +12,16 @@ from compilation import compile_all
 from numerics import assert_accurate
 
 import lk_triton
-from lk_triton import device, layout
+from lk_triton import gpu as device
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import image_vector
-from lk_triton.algorithms.direct import DirectAlgorithm
-from lk_triton.algorithms.direct_channels_last import channels_last_work
-from lk_triton.algorithms.direct_work import OUTPUTS_PER_LANE, DirectConfig, blocks, work
-from lk_triton.algorithms.toeplitz_work import ToeplitzConfig
-from lk_triton.problem import ConvProblem, Epilogue
-from lk_triton.tuning.plan import plan
+from lk_triton.algorithms.depthwise.direct.channels_last import channels_last_work
+from lk_triton.algorithms.depthwise.direct.cost import OUTPUTS_PER_LANE, DirectConfig, blocks, work
+from lk_triton.algorithms.depthwise.direct.host import DirectAlgorithm
+from lk_triton.algorithms.depthwise.toeplitz.cost import ToeplitzConfig
+from lk_triton.ops import layout
+from lk_triton.ops.problem import ConvProblem, Epilogue
+from lk_triton.planning.plan import plan
 
 DIRECT = DirectAlgorithm()
 H100 = device.TABLE["h100"]

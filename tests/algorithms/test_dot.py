@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lk_triton import device
-from lk_triton.algorithms.dot import Dot, kind_of
+from lk_triton import gpu as device
+from lk_triton.algorithms.cost.dot import Dot, kind_of
 
 
 def dot(kind: str, m: int, n: int, k: int = 32, warps: int = 4, split: bool = False) -> Dot:

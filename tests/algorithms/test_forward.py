@@ -8,8 +8,8 @@ from numerics import assert_accurate
 from serving import serving
 
 import lk_triton
-from lk_triton import layout
-from lk_triton.problem import ConvProblem
+from lk_triton.ops import layout
+from lk_triton.ops.problem import ConvProblem
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

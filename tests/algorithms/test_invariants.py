@@ -16,12 +16,12 @@ from serving import MODES, call, running, serving
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from lk_triton import device as devices
-from lk_triton import layout
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
-from lk_triton.problem import ACTIVATIONS, Chain, ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from lk_triton.tuning.accuracy import Inputs, draw, eager, judge
-from lk_triton.tuning.plan import refusal
+from lk_triton.ops import layout
+from lk_triton.ops.problem import ACTIVATIONS, Chain, ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.planning.accuracy import Inputs, draw, eager, judge
+from lk_triton.planning.plan import refusal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,10 +13,10 @@ import test_direct
 import test_toeplitz
 import torch
 
-from lk_triton import device
+from lk_triton import gpu as device
 from lk_triton.algorithms import registry
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from lk_triton.tuning.accuracy import Gate
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.planning.accuracy import Gate
 
 pytestmark = pytest.mark.gpu
 CONFIGS = 4

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lk_triton
-from lk_triton import device, layout
+from lk_triton import gpu as device
 from lk_triton.algorithms.onednn import OnednnAlgorithm
 from lk_triton.algorithms.torch_ import activate
-from lk_triton.bank import Banked
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
-from lk_triton.problem import Convolution, ConvProblem, DenseProblem, Epilogue
-from lk_triton.tuning.accuracy import Gate
-from lk_triton.tuning.plan import plan
+from lk_triton.nn.prepack import Banked
+from lk_triton.ops import layout
+from lk_triton.ops.problem import Convolution, ConvProblem, DenseProblem, Epilogue
+from lk_triton.planning.accuracy import Gate
+from lk_triton.planning.plan import plan
 
 pytestmark = pytest.mark.usefixtures("no_interpreter")
 

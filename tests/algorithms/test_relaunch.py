@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lk_triton import device, layout
-from lk_triton.algorithms import relaunch
+from lk_triton import gpu as device
+from lk_triton.algorithms import launch_cache as relaunch
 from lk_triton.algorithms.base import KernelLaunch
-from lk_triton.algorithms.pointwise import PointwiseAlgorithm
-from lk_triton.problem import DenseProblem, Epilogue
+from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
+from lk_triton.ops import layout
+from lk_triton.ops.problem import DenseProblem, Epilogue
 
 CUDA = torch.device("cuda", 0)
 

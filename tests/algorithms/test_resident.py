@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from compilation import compile_all, run_compiling
 from torch import Tensor
 
-from lk_triton import device, layout
-from lk_triton.algorithms import registry, resident
-from lk_triton.algorithms.resident import WIDEST_ROW, ResidentAlgorithm
-from lk_triton.algorithms.resident_work import (
+from lk_triton import gpu as device
+from lk_triton.algorithms import registry
+from lk_triton.algorithms.depthwise.toeplitz_hopper import host as resident
+from lk_triton.algorithms.depthwise.toeplitz_hopper.cost import (
     IMAGES,
     ResidentConfig,
     issued_macs,
@@ -32,11 +32,13 @@ from lk_triton.algorithms.resident_work import (
     steps_of,
     tile_blocks,
 )
-from lk_triton.disassembly import main_loop
-from lk_triton.inspector import meta_launch
-from lk_triton.problem import ConvProblem, Epilogue
-from lk_triton.tuning import tuner
-from lk_triton.tuning.plan import plan
+from lk_triton.algorithms.depthwise.toeplitz_hopper.host import WIDEST_ROW, ResidentAlgorithm
+from lk_triton.ops import layout
+from lk_triton.ops.problem import ConvProblem, Epilogue
+from lk_triton.planning import tuner
+from lk_triton.planning.plan import plan
+from lk_triton.tools.disassembly import main_loop
+from lk_triton.tools.inspector import meta_launch
 
 RESIDENT = ResidentAlgorithm()
 H100 = device.TABLE["h100"]
@@ -318,8 +320,8 @@ def test_compiled_for_sm_90(folder):
 FENCES = """
 import sys
 from lk_triton import inspector
-from lk_triton.algorithms.resident_work import ResidentConfig
-from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.algorithms.depthwise.toeplitz_hopper.cost import ResidentConfig
+from lk_triton.ops.problem import ConvProblem, Epilogue
 for line in sys.stdin:
     problem, config = eval(line)
     print(inspector.compile_launch(inspector.meta_launch(problem, "resident", config), "sm_90").disassembly, end="\\f")

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from lk_triton import device
-from lk_triton.algorithms import registry, toeplitz
-from lk_triton.problem import ConvProblem
+from lk_triton import gpu as device
+from lk_triton.algorithms import registry
+from lk_triton.algorithms.depthwise.toeplitz import host as toeplitz
+from lk_triton.ops.problem import ConvProblem
 
 H100 = device.TABLE["h100"]
 RESIDENT: Any = registry.get("resident")

@@ -10,13 +10,22 @@ import pytest
 import torch
 from numerics import assert_accurate
 
-from lk_triton import device, layout
+from lk_triton import gpu as device
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import vector_width
-from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm, _groups
-from lk_triton.algorithms.toeplitz_work import ToeplitzConfig, bank_bytes, dot_of, issued_macs, shared_bytes, window_of, work
-from lk_triton.problem import ConvProblem, Epilogue
-from lk_triton.tuning.plan import plan
+from lk_triton.algorithms.depthwise.toeplitz.cost import (
+    ToeplitzConfig,
+    bank_bytes,
+    dot_of,
+    issued_macs,
+    shared_bytes,
+    window_of,
+    work,
+)
+from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm, _groups
+from lk_triton.ops import layout
+from lk_triton.ops.problem import ConvProblem, Epilogue
+from lk_triton.planning.plan import plan
 
 TOEPLITZ = ToeplitzAlgorithm()
 LAYERS = {"31 on 56": (56, 31), "29 on 28": (28, 29), "27 on 14": (14, 27), "13 on 7": (7, 13)}

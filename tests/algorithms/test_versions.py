@@ -100,10 +100,10 @@ def test_text_that_runs_nothing_changes_no_hash() -> None:
     [
         ("base", "LAUNCH_SECONDS = 3e-6", "LAUNCH_SECONDS = 4e-6"),
         ("base", "Triton kernels need a CUDA or ROCm GPU", "no GPU"),
-        ("toeplitz", "OVERLAP = 0.65", "OVERLAP = 0.7"),
-        ("toeplitz", "vectors = BANK_VECTORS[problem.itemsize]", "vectors = (4,)"),
-        ("pointwise", "STEP_LATENCY = 800e-9", "STEP_LATENCY = 700e-9"),
-        ("resident", "has no wgmma", "cannot"),
+        ("depthwise.toeplitz.host", "OVERLAP = 0.65", "OVERLAP = 0.7"),
+        ("depthwise.toeplitz.host", "vectors = BANK_VECTORS[problem.itemsize]", "vectors = (4,)"),
+        ("dense.pointwise.host", "STEP_LATENCY = 800e-9", "STEP_LATENCY = 700e-9"),
+        ("depthwise.toeplitz_hopper.host", "has no wgmma", "cannot"),
         ("base", "x: Tensor,", "x: Tensor | None,"),
     ],
 )
@@ -114,19 +114,19 @@ def test_the_cost_model_refusals_and_types_change_no_hash(module: str, old: str,
 @pytest.mark.parametrize(
     ("module", "old", "new", "expected"),
     [
-        ("kernels.toeplitz", "tl.dot(", "tl.dot( 0 + ", {"toeplitz"}),
-        ("kernels.toeplitz", "def pack_kernel(weight", "def pack_kernel(a, weight", {"toeplitz", "resident"}),
-        ("kernels.resident", "warpgroup_mma_wait(", "warpgroup_mma_wait(0 + ", {"resident"}),
-        ("kernels.direct", "acc[7] + ", "acc[7] - ", {"direct"}),
-        ("kernels.direct", "BLOCK: tl.constexpr", "BLOCK", {"direct"}),
-        ("kernels.convstem", "return tl.dot(a, b)", "return tl.dot(b, a)", {"convstem"}),
-        ("kernels.dependent", "if PDL:", "if not PDL:", {*forms()} - {"resident"}),
-        ("algorithms.direct_channels_last", '"V": vector,', '"V": 1,', {"direct_channels_last"}),
-        ("algorithms.direct", '"BLOCK": config.block', '"BLOCK": 32', {"direct"}),
-        ("algorithms.resident_work", "IMAGES = 64", "IMAGES = 32", {"resident"}),
-        ("algorithms.cublas", "num_warps=4", "num_warps=8", {"cublas"}),
+        ("algorithms.depthwise.toeplitz.kernel", "tl.dot(", "tl.dot( 0 + ", {"toeplitz"}),
+        ("algorithms.depthwise.toeplitz.kernel", "def pack_kernel(", "def pack_kernel(a, ", {"toeplitz", "resident"}),
+        ("algorithms.depthwise.toeplitz_hopper.kernel", "warpgroup_mma_wait(", "warpgroup_mma_wait(0 + ", {"resident"}),
+        ("algorithms.depthwise.direct.kernel", "acc[7] + ", "acc[7] - ", {"direct"}),
+        ("algorithms.depthwise.direct.kernel", "BLOCK: tl.constexpr", "BLOCK", {"direct"}),
+        ("algorithms.fused.stem.kernel", "return tl.dot(a, b)", "return tl.dot(b, a)", {"convstem"}),
+        ("algorithms.shared.pdl", "if PDL:", "if not PDL:", {*forms()} - {"resident"}),
+        ("algorithms.depthwise.direct.channels_last", '"V": vector,', '"V": 1,', {"direct_channels_last"}),
+        ("algorithms.depthwise.direct.host", '"BLOCK": config.block', '"BLOCK": 32', {"direct"}),
+        ("algorithms.depthwise.toeplitz_hopper.cost", "IMAGES = 64", "IMAGES = 32", {"resident"}),
+        ("algorithms.dense.cublas", "num_warps=4", "num_warps=8", {"cublas"}),
         ("algorithms.base", "x.stride(0) // xv", "x.stride(1) // xv", {"toeplitz", "resident", "direct"}),
-        ("layout", "CHANNEL_STRIDE_MULTIPLE = 64", "CHANNEL_STRIDE_MULTIPLE = 8", {*forms()}),
+        ("ops.layout", "CHANNEL_STRIDE_MULTIPLE = 64", "CHANNEL_STRIDE_MULTIPLE = 8", {*forms()}),
     ],
 )
 def test_what_runs_changes_the_hash_of_its_forms_only(module: str, old: str, new: str, expected: set[str]) -> None:
@@ -142,9 +142,9 @@ def records() -> Records:
 
 
 def in_base(old: str, new: str) -> Sources:
-    text = text_of("lk_triton.kernels.convffn")
+    text = text_of("lk_triton.algorithms.fused.ffn.kernel")
     assert old in text
-    return Sources({"lk_triton.kernels.convffn": text.replace(old, new)})
+    return Sources({"lk_triton.algorithms.fused.ffn.kernel": text.replace(old, new)})
 
 
 CHANGED = ("tl.zeros((BP, C), dtype=tl.float32)", "tl.full((BP, C), 0, dtype=tl.float32)")
@@ -257,7 +257,8 @@ def test_a_digest_notices_what_runs_and_nothing_else(tmp_path: Path) -> None:
         code, arguments = zip(before.split(), after.split(), strict=True)
         return code[0] == code[1], arguments[0] == arguments[1]
 
-    assert edited("kernels/epilogue.py", '"""', '"""More text,\n\non lines of its own. # as a comment\n\n') == (True, True)
-    assert edited("kernels/epilogue.py", "tl.maximum(acc, 0.0", "tl.maximum(acc, 1.0") == (False, True)
-    assert edited("algorithms/cublas.py", "BLOCK = 1024", "BLOCK = 512") == (False, False)
-    assert edited("algorithms/cublas.py", "out_channels * blocks,", "out_channels * blocks + 1,") == (True, False)
+    more = '"""More text,\n\non lines of its own. # as a comment\n\n'
+    assert edited("algorithms/shared/epilogue.py", '"""', more) == (True, True)
+    assert edited("algorithms/shared/epilogue.py", "tl.maximum(acc, 0.0", "tl.maximum(acc, 1.0") == (False, True)
+    assert edited("algorithms/dense/cublas.py", "BLOCK = 1024", "BLOCK = 512") == (False, False)
+    assert edited("algorithms/dense/cublas.py", "out_channels * blocks,", "out_channels * blocks + 1,") == (True, False)

@@ -10,13 +10,13 @@ import torch
 from compilation import run_compiling
 from wgmma_operands import faults
 
-from lk_triton import device
+from lk_triton import gpu as device
 from lk_triton.algorithms import registry
 from lk_triton.models import create_model
-from lk_triton.problem import Chain, Problem
-from lk_triton.recorder import problems_of
-from lk_triton.tuning.entry import problem_to_json
-from lk_triton.tuning.plan import refusal
+from lk_triton.ops.problem import Chain, Problem
+from lk_triton.ops.tracing import problems_of
+from lk_triton.planning.entry import problem_to_json
+from lk_triton.planning.plan import refusal
 
 FOLDERS = "LK_TRITON_TEST_TRITON"
 """Folders with other versions of Triton, joined by the path separator."""

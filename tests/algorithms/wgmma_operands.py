@@ -11,10 +11,11 @@ import json
 import re
 import sys
 
-from lk_triton import device, inspector
-from lk_triton.disassembly import SASS, Instruction, parse
-from lk_triton.tuning.entry import problem_from_json
-from lk_triton.tuning.plan import plan
+from lk_triton import gpu as device
+from lk_triton.planning.entry import problem_from_json
+from lk_triton.planning.plan import plan
+from lk_triton.tools import inspector
+from lk_triton.tools.disassembly import SASS, Instruction, parse
 
 PRODUCT = re.compile(r"HGMMA\.\d+x(\d+)x\d+\S* R(\d+), (?:R(\d+)|gdesc)")
 """Accumulators N / 2 from the first register; A in four, or behind a descriptor."""

@@ -7,8 +7,8 @@ import torch
 from lk_triton.bench import conv, report
 from lk_triton.bench.cases import cases, select
 from lk_triton.bench.floor import floor
-from lk_triton.device import TABLE
-from lk_triton.tuning.timing import Timing
+from lk_triton.gpu import TABLE
+from lk_triton.planning.timing import Timing
 
 GPU = "NVIDIA H100 80GB HBM3"
 

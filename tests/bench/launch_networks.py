@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from lk_triton.algorithms import base, relaunch
+from lk_triton.algorithms import base
+from lk_triton.algorithms import launch_cache as relaunch
 from lk_triton.bench.network import SIZES
 from lk_triton.bench.stub import build
 from lk_triton.bench.stub.driver import Driver, Launch

@@ -15,19 +15,19 @@ from typing import Any
 import bench_figures as made
 import pytest
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
 from lk_triton.bench import adopt, figures, measured, pages, report, usage
 from lk_triton.bench.cases import cases
 from lk_triton.cli import main
-from lk_triton.tuning import cache, entry
+from lk_triton.planning import cache, entry
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = devices.for_arch("h100")
 TIMES = {"torch": 9.0, "lk_triton_auto": 1.5}
 MONTH = "2031-02"
 FOLDER = f"bench/results/h100-{MONTH}"
-TABLE = "lk_triton/tuning/tables/NVIDIA_H100_80GB_HBM3.json"
+TABLE = "lk_triton/planning/tables/NVIDIA_H100_80GB_HBM3.json"
 
 
 # A source tree and a visit
@@ -37,7 +37,7 @@ TABLE = "lk_triton/tuning/tables/NVIDIA_H100_80GB_HBM3.json"
 def tree(tmp_path: Path) -> Path:
     """A source tree with pages of blocks, and a table with an entry to replace, one to keep and a stale one."""
     root = tmp_path / "tree"
-    for folder in ("docs", "bench/results", "lk_triton/tuning/tables"):
+    for folder in ("docs", "bench/results", "lk_triton/planning/tables"):
         (root / folder).mkdir(parents=True)
     blocks = {"README.md": ("networks", "layers"), "docs/benchmarks.md": ("missing", "model-error")}
     for page, names in blocks.items():

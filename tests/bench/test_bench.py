@@ -15,10 +15,10 @@ from lk_triton.bench import conv, report
 from lk_triton.bench.cases import layer
 from lk_triton.bench.providers import PROVIDERS, Built, Provider
 from lk_triton.bench.usage import UsageError
-from lk_triton.problem import ConvProblem
-from lk_triton.tuning import timing
-from lk_triton.tuning.accuracy import Gate, draw, eager, judge
-from lk_triton.tuning.timing import CpuTimer, Timing, buffers_for, calls_for, interleave
+from lk_triton.ops.problem import ConvProblem
+from lk_triton.planning import timing
+from lk_triton.planning.accuracy import Gate, draw, eager, judge
+from lk_triton.planning.timing import CpuTimer, Timing, buffers_for, calls_for, interleave
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

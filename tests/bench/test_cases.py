@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.bench import conv
 from lk_triton.bench.cases import cases, layer, select, tiny
 from lk_triton.bench.floor import compulsory_bytes, floor, mma_tflops
 from lk_triton.cli.tune import problems
-from lk_triton.problem import ConvProblem
+from lk_triton.ops.problem import ConvProblem
 
 H100 = devices.TABLE["h100"]
 

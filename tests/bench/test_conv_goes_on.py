@@ -14,7 +14,7 @@ from lk_triton import context
 from lk_triton.bench import conv
 from lk_triton.bench.cases import layer
 from lk_triton.bench.providers import PROVIDERS, Built, Provider
-from lk_triton.problem import ConvProblem
+from lk_triton.ops.problem import ConvProblem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from skips import STUB_MISSING
 from lk_triton.bench import stub
 from lk_triton.bench.cases import cases, select
 from lk_triton.bench.forms import FORMS
-from lk_triton.device import interpreted
+from lk_triton.gpu import interpreted
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu_visit.sh"
 BUDGETS = {"A": 540, "B": 540, "C": 480}

@@ -16,9 +16,9 @@ from lk_triton.bench import adopt, conv, model_error, report
 from lk_triton.bench.cases import cases, tiny
 from lk_triton.bench.providers import config_to_json
 from lk_triton.cli import main
-from lk_triton.device import TABLE
-from lk_triton.tuning.entry import problem_from_json, problem_to_json
-from lk_triton.tuning.plan import plan
+from lk_triton.gpu import TABLE
+from lk_triton.planning.entry import problem_from_json, problem_to_json
+from lk_triton.planning.plan import plan
 
 H100 = TABLE["h100"]
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from lk_triton.bench.forms import FORMS, Form
 from lk_triton.bench.network_gate import gate
 from lk_triton.models import RepLKNet, randomize_
 from lk_triton.models.reference import torch_form
-from lk_triton.tuning.timing import Timing
+from lk_triton.planning.timing import Timing
 
 graphs = importlib.import_module("lk_triton.graph")  # the package's name is the function's
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")

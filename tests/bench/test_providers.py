@@ -12,9 +12,9 @@ from torch import Tensor
 from lk_triton.bench import conv
 from lk_triton.bench.cases import layer
 from lk_triton.bench.providers import PROVIDERS, Built, Unavailable, flags
-from lk_triton.layout import layout_of
-from lk_triton.problem import ConvProblem
-from lk_triton.tuning.accuracy import eager
+from lk_triton.ops.layout import layout_of
+from lk_triton.ops.problem import ConvProblem
+from lk_triton.planning.accuracy import eager
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

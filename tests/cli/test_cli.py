@@ -17,11 +17,11 @@ from sabotage import SABOTAGES, sabotaged
 from safetensors import SafetensorError, safe_open
 
 import lk_triton
+from lk_triton.algorithms.depthwise.toeplitz_hopper.host import missing_gluon
 from lk_triton.algorithms.registry import meant_for
-from lk_triton.algorithms.resident import missing_gluon
 from lk_triton.cli import classes, images, main, run
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
-from lk_triton.problem import ConvProblem, DenseProblem, FfnProblem, StemProblem
+from lk_triton.ops.problem import ConvProblem, DenseProblem, FfnProblem, StemProblem
 
 TINY = ("--model", "replknet_tiny", "--size", "64", "--device", "cpu")
 

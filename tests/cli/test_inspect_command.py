@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from lk_triton import device
-from lk_triton.algorithms.direct import DirectAlgorithm
-from lk_triton.algorithms.toeplitz import ToeplitzAlgorithm
-from lk_triton.algorithms.toeplitz_work import issued_macs
+from lk_triton import gpu as device
+from lk_triton.algorithms.depthwise.direct.host import DirectAlgorithm
+from lk_triton.algorithms.depthwise.toeplitz.cost import issued_macs
+from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
 from lk_triton.cli import main
-from lk_triton.problem import ConvProblem, Epilogue
+from lk_triton.ops.problem import ConvProblem, Epilogue
 
 FIELDS = {
     "algorithm": str, "config": dict, "registers": int, "spill_bytes": int, "shared_bytes": int, "occupancy": dict,
@@ -211,8 +211,8 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_said_before_anything_is_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lk_triton.inspector.inspect", None)
-    monkeypatch.setattr("lk_triton.inspector.require_compiler", lambda: None)
+    monkeypatch.setattr("lk_triton.tools.inspector.inspect", None)
+    monkeypatch.setattr("lk_triton.tools.inspector.require_compiler", lambda: None)
     (tmp_path / "file").touch()
     for name, reason in ((".", "it is a directory"), ("file/x.sass", "there is no directory")):
         arguments = ["inspect", "--arch", "sm_90", "--shape", "1,8,14,14", "--kernel", "3,3", "--sass", str(tmp_path / name)]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import lk_triton
 from lk_triton import cli
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
 from lk_triton.models import RepLKNet, save_checkpoint
 from lk_triton.nn import (
@@ -35,9 +35,9 @@ from lk_triton.nn import (
     StemConv2d,
     from_conv_bn,
 )
-from lk_triton.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from lk_triton.tuning import cache, confirmed, entry
-from lk_triton.tuning.plan import refusal
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.planning import cache, confirmed, entry
+from lk_triton.planning.plan import refusal
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "h100-2026-11"
 H100 = "NVIDIA H100 80GB HBM3"

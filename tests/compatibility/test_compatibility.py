@@ -18,12 +18,12 @@ from public_names import Parameter
 from torch import nn
 
 import lk_triton
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.algorithms import registry
 from lk_triton.bench import measured, report
 from lk_triton.models import RepLKNet, load_checkpoint
-from lk_triton.tuning import cache, confirmed, entry
-from lk_triton.tuning.plan import plan
+from lk_triton.planning import cache, confirmed, entry
+from lk_triton.planning.plan import plan
 
 FILES = Path(__file__).with_name("files")
 NAMES = json.loads((FILES / "names.json").read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lk_triton.models import RepLKNet, create_model, list_models, randomize_
 from lk_triton.models.blocks import ConvFFN, DropPath
-from lk_triton.problem import DenseProblem, FfnProblem
-from lk_triton.recorder import Recorder
+from lk_triton.ops.problem import DenseProblem, FfnProblem
+from lk_triton.ops.tracing import Recorder
 
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "large_kernel_sizes": (31, 29, 27, 13)}
 FORMS = ("training", "merged", "fused")

@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lk_triton.bank import Banked
 from lk_triton.models import RepLKNet, create_model, published_form, randomize_
 from lk_triton.models.reference import torch_form
 from lk_triton.nn import ChannelAffine, DepthwiseConv2d
+from lk_triton.nn.prepack import Banked
 
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "num_classes": 10}
 IMAGES = (2, 3, 33, 48)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ... import device as devices
+from ... import gpu as devices
 from ...models import create_model, published_form, randomize_
 from ...models.analysis import kernel_size as study
 from ...models.analysis import pictures, published, report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lk_triton import device as devices
+from lk_triton import gpu as devices
 from lk_triton.models.analysis import published
 from lk_triton.models.analysis.kernel_size import VARIANTS, accuracies, cost, estimate
 

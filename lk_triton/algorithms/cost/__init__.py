@@ -1,0 +1,1 @@
+"""What the estimates of several algorithms are made of."""

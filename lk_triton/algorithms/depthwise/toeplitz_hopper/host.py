@@ -1,0 +1,228 @@
+"""Host side of ``resident``: ``toeplitz`` with T resident in shared memory, for Hopper. The kernel has the maths."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import product
+from math import ceil
+from typing import ClassVar
+
+from torch import Tensor
+
+from .... import gpu as devices
+from ....gpu import Device
+from ....ops.problem import ConvProblem
+from ...base import (
+    Estimate,
+    KernelLaunch,
+    TritonAlgorithm,
+    activation_bytes,
+    image_vector,
+    plane_arguments,
+    roofline,
+    vector_width,
+)
+from ...cost.dot import Dot, rate
+from ..toeplitz.cost import bank_bytes, row_length, window_of
+from ..toeplitz.host import MOST_OVERLAP, OVERLAP, STORE_CLOCKS, not_plain, pack
+from .cost import (
+    FILL,
+    IMAGES,
+    SECOND_REGISTERS,
+    VECTOR,
+    ResidentConfig,
+    column_tiles,
+    image_blocks,
+    issued_macs,
+    matrix_elements,
+    most_registers,
+    programs,
+    registers,
+    shared_bytes,
+    steps,
+    steps_of,
+    tile_blocks,
+)
+
+TILES = ((8, 32), (4, 32), (16, 16), (8, 16), (4, 16), (8, 8), (16, 8))
+"""(rows, columns)."""
+
+MOST_REGISTERS = 220
+"""As ``most_registers`` counts; kernels above it may spill (offline compilation)."""
+
+BUFFERS = (16, 8, 4)
+"""More are more rows in flight; but single elements are copied step by step, whatever the buffers."""
+
+FILLED_WAIT = 2
+"""Where single elements are copied, each step waits, and other programs fill half of that: fitted to the 7x7 layer below."""
+
+WIDEST_ROW = 64
+"""Elements: wgmma's widest swizzle is 128 bytes."""
+
+START_CLOCKS = 5000
+COPY_CLOCKS = 14
+STEP_CLOCKS = 100
+"""A program's start; each copy of a warp into the matrix; and what a step takes at least. Fitted, with what ``toeplitz`` is
+fitted to, to four layers of RepLKNet-31B on an H100 (134, 49, 20.1 and 9.65 us measured)."""
+
+
+class ResidentAlgorithm(TritonAlgorithm):
+    """Stride 1, any odd kernel whose matrix fits in shared memory, half types, on Hopper; for batches of dozens of images."""
+
+    name = "resident"
+    versions: ClassVar = {"resident": 2}  # raised when the kernel, its launch or its packing changes
+    hand_synchronized = True
+    config_type = ResidentConfig
+
+    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+        """None, or why not."""
+        return super().supports(problem, device) or refusal(problem, device) or missing_here()
+
+    def configs(self, problem: ConvProblem, device: Device) -> list[ResidentConfig]:
+        """Tiles of 64 to 256 outputs that fit in shared memory."""
+        found = []
+        widths = [v for v in (8, 4, 2, 1) if v <= vector_width(8, [], problem.ow)][:2]
+        for (rows, columns), split in product(TILES, (1, 2, 4)):
+            window = window_of(problem, columns)
+            outputs = rows * columns
+            if window is None or rows >= 2 * problem.oh or columns >= 2 * max(problem.ow, 8):
+                continue
+            blocks = ceil(problem.oh / rows) * image_blocks(problem)
+            if split > 1 and (split > blocks or problem.c * ceil(problem.ow / columns) > 2 * device.sms):
+                continue
+            for step_rows in (1, 2, 4):
+                parts = [step_rows * part for part in window if part]
+                if min(parts) < 16 or max(parts) > WIDEST_ROW or (step_rows > 1 and step_rows >= 2 * problem.h):
+                    continue
+                # two groups leave no registers for a residual
+                several = outputs in SECOND_REGISTERS and not problem.epilogue.residual
+                for store, groups in product(widths, (1, 2) if several else (1,)):
+                    if store == widths[-1] and len(widths) == 2 and store < 4:
+                        continue
+                    options = [
+                        ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)
+                        for buffers in (BUFFERS if image_vector(problem) > 1 else BUFFERS[-1:])
+                    ]
+                    # at equal estimates, the first: the most buffers that cost no resident program
+                    options.sort(key=lambda config: -resident_programs(problem, config, device))
+                    for config in options:
+                        fits = shared_bytes(problem, config) <= device.shared_per_block
+                        if fits and groups * split <= blocks and most_registers(problem, config) <= MOST_REGISTERS:
+                            found.append(config)
+        return found
+
+    def estimate(self, problem: ConvProblem, config: ResidentConfig, device: Device) -> Estimate:
+        """Products or shared memory of the fullest SM, with what they do not hide; L2; DRAM."""
+        size = problem.itemsize
+        per_sm = programs(problem, config) / device.sms
+        fullest = ceil(per_sm) / per_sm
+        dot = Dot("wgmma", IMAGES, config.outputs, config.step_k, size, warps=4, warp_size=device.warp_size, split=False)
+        count, clock = steps(problem, config), device.clocks
+        mma = 2 * issued_macs(problem, config) / rate(dot, "ieee", device)
+        reads = count * config.step_k * (dot.operand_reads + 2 * IMAGES) * size
+        smem = reads / (device.shared_bytes_per_clock * clock)
+        one = START_CLOCKS + COPY_CLOCKS * matrix_elements(problem, config) / VECTOR / device.warp_size
+        one += STORE_CLOCKS * config.outputs * tile_blocks(problem, config) / config.split
+        resident = resident_programs(problem, config, device)
+        hidden = min(config.groups * resident, MOST_OVERLAP)
+        image = count * IMAGES * config.step_k * size
+        # each row comes from DRAM once, and from L2 when other programs or row groups read it again
+        first = min(problem.n * problem.c * problem.h * problem.w * size / image, 1)
+        latency = device.l2_latency_ns + first * (device.dram_latency_ns - device.l2_latency_ns)
+        waiting = ceil(per_sm / resident) * count / programs(problem, config) / config.groups
+        waiting *= latency * 1e-9 / (config.buffers - 2 if image_vector(problem) > 1 else FILLED_WAIT)
+        exposed = ceil(per_sm) * device.sms * one / hidden / clock
+        outside = activation_bytes(problem)
+        banks = programs(problem, config) * self.bank_bytes(problem, config) / problem.c
+        return roofline(
+            problem,
+            device,
+            mma=mma * fullest + exposed,
+            smem=smem * fullest / OVERLAP + exposed,
+            latency=max(count * STEP_CLOCKS / config.groups / clock * fullest, waiting) + exposed,
+            l2=(image + banks + outside) / (device.l2_gbps * 1e9) * fullest / OVERLAP,
+            dram=(outside + self.bank_bytes(problem, config)) / (device.dram_gbps * 1e9),
+        )
+
+    def issued_macs(self, problem: ConvProblem, config: ResidentConfig) -> int:
+        """Those of all products, on rows of missing images too."""
+        return issued_macs(problem, config)
+
+    def bank_bytes(self, problem: ConvProblem, config: ResidentConfig) -> int:
+        """That of ``toeplitz``'s bank."""
+        return bank_bytes(problem, VECTOR)
+
+    def bank_format(self, config: ResidentConfig) -> str | None:
+        """``toeplitz``'s, of 8-byte vectors."""
+        return f"toeplitz/{VECTOR}"
+
+    def pack(self, weight: Tensor, problem: ConvProblem, config: ResidentConfig) -> Tensor:
+        """weight (C, 1, KH, KW) -> ``toeplitz``'s bank."""
+        return pack(weight, VECTOR)
+
+    def kernel_launch(
+        self,
+        problem: ConvProblem,
+        config: ResidentConfig,
+        x: Tensor,
+        bank: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
+    ) -> KernelLaunch:
+        """One program per (channel, column tile, share of its tile blocks)."""
+        from .kernel import resident_kernel
+
+        found = steps_of(problem, config.rows, config.step_rows)
+        args = plane_arguments(problem, x, residual, out) | {
+            "bank": bank, "bias": bias, "HAS_BIAS": bias is not None,
+            "groups": ceil(problem.oh / config.rows), "image_blocks": image_blocks(problem),
+            "column_tiles": column_tiles(problem, config), "SPLIT": config.split,
+            "pad_h": problem.padding[0], "pad_w": problem.padding[1], "KH": problem.kh, "S_HI": found.highest,
+            "NQ": found.blocks, "QB": FILL, "R": config.rows, "WT": config.columns, "D": config.step_rows,
+            "KIN_A": config.window[0], "KIN_B": config.window[1], "BM": IMAGES, "V": VECTOR,
+            "L": row_length(problem.kw, VECTOR), "STAGES": config.buffers, "STORE": config.store,
+            "MASK_N": problem.n % IMAGES != 0, "MASK_X": sum(config.window) > problem.w,
+            "SECOND_REGISTERS": SECOND_REGISTERS[config.outputs] if config.groups == 2 else 0,
+        }  # fmt: skip
+        return KernelLaunch(resident_kernel, (programs(problem, config),), args, num_warps=4, num_stages=1)
+
+
+def resident_programs(problem: ConvProblem, config: ResidentConfig, device: Device) -> int:
+    """How many programs one SM holds at once."""
+    return device.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
+
+
+def refusal(problem: ConvProblem, device: Device) -> str | None:
+    """Why ``resident`` cannot serve, whatever its configs and wherever it is compiled, or None."""
+    if device.backend != "cuda" or device.capability != 90:
+        return f"{device.arch} has no wgmma: sm_90 is needed"
+    if problem.dtype not in ("float16", "bfloat16"):
+        return f"dtype {problem.dtype} is not one of float16, bfloat16"
+    if (reason := not_plain(problem)) is not None:
+        return reason
+    if problem.padding[0] >= problem.kh or problem.padding[1] >= problem.kw:
+        return f"padding {problem.padding} leaves outputs that see no input"
+    return None
+
+
+def missing_here() -> str | None:
+    """Why this process cannot compile the kernel, or None."""
+    return "Gluon kernels cannot be interpreted: unset TRITON_INTERPRET" if devices.interpreted() else missing_gluon()
+
+
+@lru_cache
+def missing_gluon() -> str | None:
+    """Why the installed Triton cannot compile the kernel, or None.
+
+    Where its windows lie depends on how Triton counts shared memory, which is tested with these versions.
+    """
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    import triton
+
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    if not (3, 6) <= version <= (3, 8):
+        return f"its Gluon kernel needs Triton 3.6, 3.7 or 3.8, this is {triton.__version__}"
+    return None

@@ -1,0 +1,1 @@
+"""Several convolutions in one kernel."""

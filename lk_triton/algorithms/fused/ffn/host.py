@@ -1,0 +1,151 @@
+"""Host side of ``convffn``: both layers of a ConvFFN in one launch. The kernel's docstring has the maths."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import ceil
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .... import gpu as devices
+from ....gpu import Device
+from ....ops import layout
+from ....ops.problem import FfnProblem
+from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline
+from ...cost.dot import rate
+from ...dense.base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
+from .cost import (
+    ConvffnConfig,
+    dots_of,
+    instructions,
+    issued_macs,
+    programs_per_sm,
+    registers,
+    shared_bytes,
+    steps_of,
+    tiles_of,
+    weight_bytes,
+)
+
+WIDTHS = (64, 128, 256)
+"""Of x and the output: a program holds all channels of its pixels, as accumulators too."""
+
+TILES = ((128, 8), (64, 4))
+"""Pixels and warps of a program: 16 pixels a warp. With 32 a warp, or 256 in all, kernels spill on sm_80 and sm_100, and are
+slower on sm_90 (measured on an H100: at best 162 us where these take 144)."""
+
+STEPS = (64, 32)
+
+MAX_REGISTERS = 240
+"""As ``registers`` counts; kernels above it spill (offline compilation for sm_80)."""
+
+
+class ConvffnAlgorithm(DenseAlgorithm):
+    """ConvFFNs of 64, 128 or 256 channels in 16-bit types; reads the weights as they are."""
+
+    name = "convffn"
+    versions: ClassVar = {"convffn": 1}  # raised when the kernel, its launch or its packing changes
+    config_type: type[Any] = ConvffnConfig
+    problems = (FfnProblem,)
+
+    def channel_tile(self, problem: FfnProblem, config: ConvffnConfig) -> int:
+        """All."""
+        return problem.c
+
+    def supports(self, problem: FfnProblem, device: Device) -> str | None:
+        """None, or why not."""
+        reason = super().supports(problem, device)
+        if reason is None and problem.dtype == "float32":
+            reason = "dtype float32 is not one of float16, bfloat16"
+        if reason is None and problem.c not in WIDTHS:
+            reason = f"{problem.c} channels are not one of {', '.join(map(str, WIDTHS))}"
+        if reason is None and problem.hidden % STEPS[-1]:
+            reason = f"{problem.hidden} hidden channels are no multiple of {STEPS[-1]}"
+        if reason is None and not problem.epilogue.bias:
+            reason = "both layers need a bias"
+        if reason is None and not rows_are_aligned(problem):
+            reason = "the pixels of a channel are not one row at a multiple of 16 bytes, as in channel-major memory"
+        if reason is None and problem.out_layout != "channel_major" and problem.h * problem.w * problem.itemsize % 16:
+            reason = f"planes of {problem.h}x{problem.w} are no multiple of 16 bytes, which only a channel-major output allows"
+        if reason is None and device.backend == "cuda" and device.capability < 80:
+            reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
+        return reason
+
+    def configs(self, problem: FfnProblem, device: Device) -> list[ConvffnConfig]:
+        """As far as registers and shared memory go."""
+        grid = product(TILES, STEPS, (2, 3, 4), (True, False))
+        found = (ConvffnConfig(pixels, step, warps, stages, tma) for (pixels, warps), step, stages, tma in grid)
+        return [config for config in found if _fits(problem, config, device)]
+
+    def estimate(self, problem: FfnProblem, config: ConvffnConfig, device: Device) -> Estimate:
+        """The products and the instructions between them, one after the other on the fullest SM, or L2, or DRAM.
+
+        A step's second product waits for the activation, and that for the first. That another resident program does not fill
+        the gaps was measured (H100, float16, (64, 128, 56, 56): 144 us, where products and instructions take 67 and 70); what
+        it does hide is the latency of the weights, for which a program alone on its SM waits. No constant is fitted.
+        """
+        tiles, steps = tiles_of(problem, config), steps_of(problem, config)
+        per_sm = tiles / device.sms
+        fullest = ceil(per_sm) / per_sm
+        slots = device.issue_per_clock * device.clocks * ISSUE_SHARE
+        outputs = tiles * config.pixels * problem.c / device.warp_size
+        issued = tiles * steps * config.num_warps * instructions(problem, config, device)
+        issue = (issued + outputs * epilogue_instructions(problem.layers[1])) / slots * fullest
+        first = dots_of(problem, config, device)[0]
+        mma = 2 * issued_macs(problem, config) / rate(first, "ieee", device) * fullest
+        alone = min(programs_per_sm(problem, config, device), ceil(per_sm)) == 1
+        waits = ceil(per_sm) * steps * device.l2_latency_ns * 1e-9 / (config.num_stages - 1) if alone else 0.0
+        outside = activation_bytes(problem)
+        return roofline(
+            problem,
+            device,
+            **{"mma" if mma >= issue else "issue": mma + issue + waits},
+            l2=(tiles * weight_bytes(problem) + outside) / (device.l2_gbps * 1e9),
+            dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
+        )
+
+    def issued_macs(self, problem: FfnProblem, config: ConvffnConfig) -> int:
+        """Those of all dots."""
+        return issued_macs(problem, config)
+
+    def pack(self, weight: Weights, problem: FfnProblem, config: ConvffnConfig) -> Weights:
+        """The weights themselves, (hidden, c, 1, 1) and (c, hidden, 1, 1), contiguous."""
+        return tuple(w.contiguous() for w in weight)
+
+    def kernel_launch(
+        self, problem: FfnProblem, config: ConvffnConfig, x: Tensor, bank: Weights, bias: Weights | None,
+        residual: Tensor | None, out: Tensor,
+    ) -> KernelLaunch:  # fmt: skip
+        """One program a tile of pixels."""
+        from .kernel import convffn_kernel
+
+        (w1, w2), (b1, b2) = (w.flatten(1) for w in bank), bias or (None, None)
+        rows = layout.rows_of(x)
+        tma = config.tma and rows is not None and describable(rows, w1, w2)
+        widest = 16 // problem.itemsize
+        args = row_arguments("x", x, widest) | row_arguments("r", residual, widest) | row_arguments("o", out, widest) | {
+            "x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2, "residual": residual, "out": out, "J": pixels(problem),
+            "C": problem.c, "HIDDEN": problem.hidden, "BP": config.pixels, "BH": config.step, "TMA": tma,
+            "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
+            "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
+        }  # fmt: skip
+        if rows is not None and tma:
+            from triton.tools.tensor_descriptor import TensorDescriptor
+
+            args |= {
+                "x": TensorDescriptor.from_tensor(rows, [problem.c, config.pixels]),
+                "w1": TensorDescriptor.from_tensor(w1, [config.step, problem.c]),
+                "w2": TensorDescriptor.from_tensor(w2, [problem.c, config.step]),
+            }
+        return KernelLaunch(convffn_kernel, (tiles_of(problem, config),), args, config.num_warps, config.num_stages)
+
+
+def _fits(problem: FfnProblem, config: ConvffnConfig, device: Device) -> bool:
+    """Whether the device can launch ``config`` without spills."""
+    return (
+        (device.capability >= 90 or not config.tma)
+        and problem.hidden % config.step == 0
+        and registers(problem, config, device) <= MAX_REGISTERS
+        and shared_bytes(problem, config) <= device.shared_per_block
+    )

@@ -1,0 +1,152 @@
+"""Host side of ``convstem``: the first three layers of a stem in one launch. The kernel's docstring has the maths."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import ceil
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .... import gpu as devices
+from ....gpu import Device
+from ....ops.problem import StemProblem
+from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline, vector_width
+from ...cost.dot import rate
+from ...dense.base import DenseAlgorithm
+from .cost import (
+    ConvstemConfig,
+    dots_of,
+    instructions,
+    issued_macs,
+    macs_of_a_row,
+    padded_channels,
+    padded_taps,
+    per_thread,
+    programs_per_sm,
+    registers,
+    shared_bytes,
+    strips_of,
+    tiles_of,
+    weight_bytes,
+)
+
+MOST_CHANNELS = 256
+"""A program holds all of them."""
+
+MOST_INPUTS = 7
+"""Channels of the images: 63 taps and the row of ones are 64."""
+
+ROWS = (4, 8, 14, 16, 28, 32, 56)
+
+MAX_REGISTERS = {"tcgen05": 215}
+"""As ``registers`` counts, elsewhere 247; kernels above it spill (offline compilation for sm_80, sm_90 and sm_100)."""
+
+
+class ConvstemAlgorithm(DenseAlgorithm):
+    """Stems of up to 256 channels in 16-bit types; reads the weights as they are."""
+
+    name = "convstem"
+    versions: ClassVar = {"convstem": 1}  # raised when the kernel, its launch or its packing changes
+    config_type: type[Any] = ConvstemConfig
+    problems = (StemProblem,)
+
+    def channel_tile(self, problem: StemProblem, config: ConvstemConfig) -> int:
+        """All."""
+        return problem.channels
+
+    def supports(self, problem: StemProblem, device: Device) -> str | None:
+        """None, or why not."""
+        reason = super().supports(problem, device)
+        if reason is None and problem.dtype == "float32":
+            reason = "dtype float32 is not one of float16, bfloat16"
+        if reason is None and problem.channels > MOST_CHANNELS:
+            reason = f"{problem.channels} channels are more than {MOST_CHANNELS}"
+        if reason is None and problem.c > MOST_INPUTS:
+            reason = f"images of {problem.c} channels are more than {MOST_INPUTS}"
+        if reason is None and not problem.epilogue.bias:
+            reason = "all layers need a bias"
+        if reason is None and device.backend == "cuda" and device.capability < 80:
+            reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
+        return reason
+
+    def configs(self, problem: StemProblem, device: Device) -> list[ConvstemConfig]:
+        """As far as registers and shared memory go; strips no longer than the map needs."""
+        least = min((rows for rows in ROWS if rows >= problem.oh), default=ROWS[-1])
+        grid = product((64, 32, 16, 128), (rows for rows in ROWS if rows <= least), (8, 4))
+        found = (ConvstemConfig(columns, rows, warps) for columns, rows, warps in grid)
+        return [config for config in found if _fits(problem, config, device)]
+
+    def estimate(self, problem: StemProblem, config: ConvstemConfig, device: Device) -> Estimate:
+        """The products and the instructions between them, one after the other on the fullest SM, or L2, or DRAM.
+
+        A row's products wait for its pixels, the depthwise layer for them, the last product for that: as in ``convffn``,
+        another resident program is not taken to fill the gaps. A program alone on its SM also waits for the pixels of each
+        shift. Barriers and the latency of products are left out, and no constant is fitted: nothing of this was measured.
+        """
+        tiles = tiles_of(problem, config)
+        per_sm = tiles / device.sms
+        resident = programs_per_sm(problem, config, device)
+        fullest = ceil(per_sm) / per_sm
+        steps = config.rows + 2
+        slots = device.issue_per_clock * device.clocks * ISSUE_SHARE
+        issue = tiles * steps * config.num_warps * instructions(problem, config, device) / slots * fullest
+        row_macs = macs_of_a_row(problem, config)
+        rates = [rate(dot, "ieee", device) for dot in dots_of(problem, config, device)]
+        mma = 2 * tiles * (steps * row_macs[0] / rates[0] + config.rows * row_macs[1] / rates[1]) * fullest
+        alone = min(resident, ceil(per_sm)) == 1
+        waits = 3 * ceil(per_sm) * steps * device.l2_latency_ns * 1e-9 if alone else 0.0
+        outside = activation_bytes(problem)
+        images = tiles * steps * 3 * problem.c * 2 * config.columns * problem.itemsize
+        return roofline(
+            problem,
+            device,
+            **{"mma" if mma >= issue else "issue": mma + issue + waits},
+            l2=(tiles * weight_bytes(problem) + images + outside) / (device.l2_gbps * 1e9),
+            dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
+        )
+
+    def issued_macs(self, problem: StemProblem, config: ConvstemConfig) -> int:
+        """Those of all dots, and of the depthwise layer, three rows of it for each of the first map."""
+        rows = tiles_of(problem, config) * (config.rows + 2)
+        return issued_macs(problem, config) + rows * 9 * padded_channels(problem) * config.columns
+
+    def pack(self, weight: Weights, problem: StemProblem, config: ConvstemConfig) -> Weights:
+        """The weights themselves, contiguous."""
+        return tuple(w.contiguous() for w in weight)
+
+    def kernel_launch(
+        self, problem: StemProblem, config: ConvstemConfig, x: Tensor, bank: Weights, bias: Weights | None,
+        residual: Tensor | None, out: Tensor,
+    ) -> KernelLaunch:  # fmt: skip
+        """One program a tile of columns."""
+        from .kernel import convstem_kernel
+
+        (w1, w2, w3), (b1, b2, b3) = bank, bias or (None, None, None)
+        strips = strips_of(problem, config)
+        v = vector_width(16 // problem.itemsize, [out], problem.ow)
+        args = {
+            "x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2, "w3": w3, "b3": b3, "out": out,
+            "S": problem.n * strips * problem.ow, "H": problem.h, "W": problem.w, "OH": problem.oh, "OW": problem.ow,
+            "rows": config.rows, "strips": strips, "stride_xn": x.stride(0), "stride_xc": x.stride(1),
+            "stride_on_v": out.stride(0) // v, "stride_oc_v": out.stride(1) // v, "OW_v": problem.ow // v,
+            "M": problem.channels, "C": padded_channels(problem), "TAPS": 9 * problem.c, "KP": padded_taps(problem),
+            "BP": config.columns, "OV": v, "ACTIVATION": problem.epilogue.activation,
+            "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
+        }  # fmt: skip
+        return KernelLaunch(convstem_kernel, (tiles_of(problem, config),), args, config.num_warps, num_stages=1)
+
+
+def _fits(problem: StemProblem, config: ConvstemConfig, device: Device) -> bool:
+    """Whether the device can launch ``config`` without spills; threads with few values are left out.
+
+    Eight warps of 64 spill where four do not (offline compilation for gfx942).
+    """
+    values, gathered = per_thread(problem, config, device)
+    return (
+        values >= min(8, padded_channels(problem) / 8)
+        and gathered >= 1
+        and (device.backend == "cuda" or config.num_warps == 4)
+        and registers(problem, config, device) <= MAX_REGISTERS.get(device.mma_family, 247)
+        and shared_bytes(problem, config) <= device.shared_per_block
+    )

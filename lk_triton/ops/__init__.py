@@ -1,0 +1,1 @@
+"""What can be asked for: problems, and the registered op of each kind."""

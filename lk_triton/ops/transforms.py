@@ -1,0 +1,46 @@
+"""Calls under transforms of ``torch.func`` and in forward-mode AD: by torch's own operations, which have rules for them all.
+
+The registered ops have a rule for the backward pass alone: they would drop a tangent without a word.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..algorithms import torch_
+from . import registration as library
+from .problem import Convolution
+
+
+def active(*tensors: Tensor | None, algorithm: str = "auto") -> bool:
+    """Whether a transform of ``torch.func`` (``grad``, ``jvp``, ``vmap``, ...) is active, or one of ``tensors`` is dual.
+
+    Raises:
+        ValueError: so it is, and the call forces an algorithm other than torch's.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        if forward_ad._current_level < 0:
+            return False
+        if all(t is None or forward_ad.unpack_dual(t).tangent is None for t in tensors):
+            return False
+    if algorithm not in ("auto", "torch"):
+        raise ValueError(
+            f"algorithm={algorithm!r} has no rule for torch.func's transforms nor for forward-mode AD: use algorithm='auto', "
+            "which takes torch there"
+        )
+    return True
+
+
+def convolve(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """``problem`` by torch's operations, none of them in place; the memory order is torch's choice. Honours autocast."""
+    device, dtype = x.device.type, library.autocast_dtype(x)
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias, residual = (t if t is None else t.to(dtype) for t in (bias, residual))
+    with nullcontext() if dtype is None else torch.amp.autocast(device, enabled=False):
+        y = torch_.activate(torch_.convolve(problem, x, weight, bias), problem.epilogue.activation)
+        return y if residual is None else y + residual

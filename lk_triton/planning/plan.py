@@ -1,0 +1,199 @@
+"""problem -> plan.
+
+The algorithm: explicit argument > preference (``use``, LK_TRITON_ALGORITHM) > any but those of LK_TRITON_WITHOUT. Its config,
+and the algorithm where none is named: user cache on disk > shipped table for this device > cost model. Where the cost model
+has chosen the algorithm, the nearest shipped entry may choose its config. Nothing is timed here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from .. import environment
+from ..algorithms import registry
+from ..algorithms.base import Config
+from ..algorithms.dense.cublas import rounds_products
+from ..algorithms.pair import PairAlgorithm, TripleAlgorithm
+from ..gpu import Device
+from ..ops.problem import Problem
+from . import cache
+from .choice import AS_IT_IS, Choice
+
+WITHOUT = "LK_TRITON_WITHOUT"
+"""Algorithms, separated by commas, that are not chosen unless a call names them."""
+
+_preferred: ContextVar[str | None] = ContextVar("lk_triton_algorithm", default=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs: an algorithm by name, its config, and where the choice came from.
+
+    ``source`` is ``explicit`` or ``preference`` where the algorithm was named, else ``user cache``, ``shipped table``,
+    ``nearest shipped entry`` (of the config) or ``cost model``; docs/tuning.md says what each means.
+    """
+
+    algorithm: str
+    config: Config
+    source: str
+
+
+@contextmanager
+def use(algorithm: str) -> Iterator[None]:
+    """Prefer ``algorithm`` for every layer run inside the ``with`` block, in this thread.
+
+    A layer that it cannot serve takes auto's choice among the Triton algorithms instead. To force one call, pass
+    ``algorithm=`` to it. The environment variable LK_TRITON_ALGORITHM does the same for a whole process.
+
+    Raises:
+        ValueError: no algorithm of that name.
+    """
+    if algorithm != "auto":
+        registry.get(algorithm)
+    token = _preferred.set(algorithm)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def preferred() -> str:
+    """The algorithm that ``use`` or LK_TRITON_ALGORITHM asks for, or ``auto``.
+
+    Raises:
+        ValueError: LK_TRITON_ALGORITHM names no algorithm.
+    """
+    chosen = _preferred.get()
+    if chosen is not None:
+        return chosen
+    named = os.environ.get("LK_TRITON_ALGORITHM") or "auto"
+    if named != "auto":
+        try:
+            registry.get(named)
+        except ValueError as error:
+            raise ValueError(f"LK_TRITON_ALGORITHM={named}: {error}") from None
+    return named
+
+
+def excluded() -> frozenset[str]:
+    """The algorithms that LK_TRITON_WITHOUT names: no automatic choice takes them.
+
+    Raises:
+        ValueError: it names no algorithm, or torch, which serves where nothing else does.
+    """
+    named = os.environ.get(WITHOUT)
+    return _names(named) if named else frozenset()
+
+
+@lru_cache
+def _names(named: str) -> frozenset[str]:
+    names = frozenset(name.strip() for name in named.split(",")) - {""}
+    for name in sorted(names):
+        try:
+            registry.get(name)
+        except ValueError as error:
+            raise ValueError(f"{WITHOUT}={named}: {error}") from None
+    if "torch" in names:
+        raise ValueError(f"{WITHOUT}={named}: torch cannot be excluded, it serves where nothing else does")
+    return names
+
+
+def plan(
+    problem: Problem, device: Device, algorithm: str = "auto", bank_format: str | None = None, packing: bool = True
+) -> Plan:
+    """The plan for ``problem`` on ``device``.
+
+    Args:
+        algorithm: an algorithm's name forces it, also one of LK_TRITON_WITHOUT; ``auto`` honours the preference, then takes
+            what was measured fastest, then asks the cost model.
+        bank_format: the packed weights at hand; plans that read them are taken where there are any.
+        packing: whether ``auto`` may take a plan that reads a packed weight.
+
+    Raises:
+        ValueError: the forced algorithm cannot serve (the text says why), or a name is unknown.
+    """
+    problem = at_least_one_image(problem)
+    rounds = problem.dtype == "float32" and rounds_products()
+    state = environment.state(), cache.state(), torch.backends.mkldnn.enabled, rounds
+    if algorithm != "auto":
+        return _forced(problem, device, algorithm, bank_format, state)
+    without = excluded() | _distrusted.get((problem, device), frozenset()) if _distrusted else excluded()
+    return _auto(problem, device, preferred(), without, bank_format, packing, state)
+
+
+_distrusted: dict[tuple[Problem, Device], frozenset[str]] = {}
+
+
+def distrust(problem: Problem, device: Device, name: str) -> None:
+    """Have no automatic choice of this process take the algorithm called ``name`` for ``problem`` on ``device`` again."""
+    _distrusted[problem, device] = _distrusted.get((problem, device), frozenset()) | {name}
+
+
+def at_least_one_image(problem: Problem) -> Problem:
+    """``problem``; an empty batch is planned as one image, so that no algorithm needs to know of it."""
+    return problem if problem.n else replace(problem, n=1)
+
+
+# ``state`` only makes what is remembered depend on what the cache's answers, and the algorithms' refusals, depend on.
+@lru_cache(maxsize=4096)
+def _forced(problem: Problem, device: Device, name: str, bank_format: str | None, state: object) -> Plan:
+    reason = refusal(problem, device, name)
+    if reason:
+        raise ValueError(f"algorithm={name!r} cannot serve {problem}: {reason}; pass algorithm='auto' to choose another")
+    return replace(_choose(_reading(Choice(problem, device, (name,)), bank_format)), source="explicit")
+
+
+@lru_cache(maxsize=4096)
+def _auto(
+    problem: Problem, device: Device, preference: str, without: frozenset[str], bank_format: str | None, packing: bool,
+    state: object,
+) -> Plan:  # fmt: skip
+    serving = [n for n in registry.meant_for(problem) if n not in without and refusal(problem, device, n) is None]
+    if not packing:
+        serving = [n for n in serving if Choice(problem, device, (n,), AS_IT_IS).candidates]
+    free = tuple(n for n in serving if n != "torch") or ("torch",)
+    choice = Choice(problem, device, (preference,) if preference in serving else free)
+    chosen = _choose(_reading(choice, bank_format) if packing else replace(choice, formats=AS_IT_IS))
+    return replace(chosen, source="preference") if preference in serving else chosen
+
+
+def refusal(problem: Problem, device: Device, name: str) -> str | None:
+    """Why the algorithm called ``name`` cannot serve ``problem``, or None where it can."""
+    algorithm = registry.get(name)
+    reason = algorithm.supports(problem, device)
+    if reason is None and not algorithm.configs(problem, device):
+        reason = f"none of its configs fits {device.name}"
+    return reason
+
+
+def not_chosen(problem: Problem, device: Device, name: str) -> str | None:
+    """Why no automatic choice takes the algorithm called ``name``, or None where one may."""
+    return f"{WITHOUT} leaves it out" if name in excluded() else refusal(problem, device, name)
+
+
+def _reading(choice: Choice, bank_format: str | None) -> Choice:
+    """``choice`` among what reads ``bank_format`` or the weight as it is, where anything reads that format."""
+    if bank_format is None or not replace(choice, formats=frozenset({bank_format})).candidates:
+        return choice
+    return replace(choice, formats=frozenset({None, bank_format}))
+
+
+def _choose(choice: Choice) -> Plan:
+    measured = choice.measured()
+    if measured is not None:
+        (name, config), source = measured
+        return Plan(name, config, source)
+    name, config = choice.estimated()
+    nearby = choice.nearby()
+    return Plan(name, config, "cost model") if nearby is None else Plan(name, nearby, "nearest shipped entry")
+
+
+for _kind in (PairAlgorithm, TripleAlgorithm):
+    registry.ALGORITHMS[_kind.name] = _kind(plan)

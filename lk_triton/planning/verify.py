@@ -1,0 +1,310 @@
+"""Kernels that no GPU has confirmed are checked at their first call of each problem, before its result is returned.
+
+That is a version of a kernel form that no result file proves (``confirmed.py``), for a problem that was not checked on this
+device before, which lies beside the user's cache. LK_TRITON_VERIFY asks for more checks, or for none. The check is that of the
+accuracy gate (``accuracy.py``) on a few images and channels, and waits for the GPU. Only compiled kernels on a GPU are
+checked, and never while a CUDA graph is captured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from .. import gpu as devices
+from ..algorithms import registry
+from ..algorithms.base import Config, TritonAlgorithm, Weights
+from ..algorithms.pair import PairAlgorithm
+from ..gpu import Device
+from ..log import logger
+from ..ops import layout
+from ..ops.problem import Chain, ConvProblem, Problem
+from . import cache, plan
+from .accuracy import Verdict, eager, judge
+from .confirmed import confirmed
+from .entry import problem_to_json, versions
+
+VARIABLE = "LK_TRITON_VERIFY"
+
+IMAGES = 4
+"""Of a batch, the first and the last among them."""
+
+FEWEST = 16
+"""Channels, where there are so many, however large a kernel's tiles are."""
+
+ELEMENTS = 1 << 22
+"""Of the planes of one image that are compared at once, in float64."""
+
+Key = tuple[Problem, str, Config, torch.device]
+
+_settled: dict[Key, bool] = {}
+"""What needs no check at its first call any more; and whether it is a kernel, which the variable may ask to check again."""
+
+_remembered: dict[Path, set[str]] = {}
+"""Lines of the files of ``_file``, read once per process."""
+
+
+class Mode(NamedTuple):
+    """Whether first calls are checked, and the share of all calls that is."""
+
+    first: bool
+    share: float
+
+
+def mode() -> Mode:
+    """What LK_TRITON_VERIFY asks for: ``first`` (the default), ``0``, ``always`` or a probability.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    return _mode(os.environ.get(VARIABLE) or "first")
+
+
+@lru_cache
+def _mode(text: str) -> Mode:
+    if text in ("first", "always"):
+        return Mode(True, float(text == "always"))
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"{VARIABLE}={text}: expected first, 0, always, or a probability between 0 and 1 such as 0.01")
+    return Mode(share > 0, share)
+
+
+def due(problem: Problem, chosen: plan.Plan, x: Tensor) -> bool:
+    """Whether a call's result is to be checked before it is returned. One look-up where that was settled.
+
+    Raises:
+        ValueError: LK_TRITON_VERIFY makes no sense.
+    """
+    if not _on_gpu(x):
+        return False
+    key = (problem, chosen.algorithm, chosen.config, x.device)
+    kernel = _settled.get(key)
+    if kernel is None:
+        asked = mode()
+        if asked == (False, 0.0) or _may_not(x):
+            return False
+        device = devices.of(x.device)
+        kernel = bool(_kernels(problem, chosen.algorithm, chosen.config, device))
+        if kernel and not _known(problem, chosen, device):
+            return True
+        _settled[key] = kernel
+    share = mode().share
+    return kernel and share > 0 and random.random() < share and not _may_not(x)
+
+
+def agrees(
+    problem: Problem, chosen: plan.Plan, compute: Callable[[Tensor], Tensor], x: Tensor, weight: Weights,
+    bias: Weights | None, residual: Tensor | None, forced: bool,
+) -> bool:  # fmt: skip
+    """Whether a kernel computes what torch does. It computes once more: a launch is built at first and repeated later.
+
+    If ``x`` tells nothing, because it does not vary or is not finite, noise stands in for it. If torch's own result is not
+    finite, because a weight is not, nothing is concluded. What is right is settled, in
+    this process and for others. What is wrong is warned of, and no automatic choice of this process takes that algorithm
+    for ``problem`` again.
+
+    Raises:
+        RuntimeError: it is wrong, and ``forced`` by the caller.
+    """
+    device = devices.of(x.device)
+    try:
+        with torch.no_grad():
+            probe = x if _tells(x) else _noise(problem, x)
+            verdict = compare(problem, chosen, compute(probe), probe, weight, bias, residual)
+            if verdict is None:
+                return True
+    except torch.OutOfMemoryError:
+        logger.warning("%s of %s could not be checked on %s: out of memory", chosen.algorithm, problem, device.name)
+        _settled[problem, chosen.algorithm, chosen.config, x.device] = True
+        return True
+    if verdict.ok:
+        _settled[problem, chosen.algorithm, chosen.config, x.device] = True
+        _remember(problem, chosen, device)
+        return True
+    reason = told(problem, chosen, device, verdict)
+    if forced:
+        raise RuntimeError(f"{reason}; pass algorithm='auto' to have another serve")
+    plan.distrust(problem, device, chosen.algorithm)
+    logger.warning("%s; another algorithm serves this problem from now on", reason)
+    return False
+
+
+def told(problem: Problem, chosen: plan.Plan, device: Device, verdict: Verdict) -> str:
+    """What was found, with all versions that it depends on."""
+    software = ", ".join(f"{name} {version}" for name, version in versions().items())
+    algorithm, config = registry.get(chosen.algorithm), chosen.config
+    return (
+        f"{algorithm.form(config)} (version {algorithm.version(config)}, {config}) computes {problem} wrong on {device.name} "
+        f"with {software}: its relative error is {verdict.error:.2g}, at most {verdict.allowed:.2g} is allowed"
+    )
+
+
+def compare(
+    problem: Problem, chosen: plan.Plan, out: Tensor, x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None
+) -> Verdict | None:
+    """The gate's worst verdict on some images and channels of ``out``; None where torch's own result is not finite."""
+    tile = registry.get(chosen.algorithm).channel_tile(problem, chosen.config)
+    seed, count = seed_of(problem), problem.out_shape[1]
+    channels = drawn_channels(count, tile, seed)
+    verdicts = []
+    for i in drawn_images(problem.n, seed):
+        one = x[i : i + 1].contiguous(), None if residual is None else residual[i : i + 1].contiguous()
+        for part in _parts(problem, channels):
+            torch_result, exact = reference(problem, part, one[0], weight, bias, one[1])
+            if torch_result.isfinite().all() and exact.isfinite().all():
+                verdicts.append(judge(out[i : i + 1, part].contiguous(), torch_result, exact))
+    worst = max(verdicts, key=lambda v: v.error / v.allowed, default=None)
+    return next((v for v in verdicts if not v.ok), worst)
+
+
+def seed_of(problem: Problem) -> int:
+    """The same in every process."""
+    return int.from_bytes(hashlib.sha256(repr(problem).encode()).digest()[:8], "big")
+
+
+def drawn_images(n: int, seed: int) -> list[int]:
+    """At most ``IMAGES`` of a batch of n, with the first and the last."""
+    inner = random.Random(seed).sample(range(1, n - 1), max(min(n, IMAGES) - 2, 0)) if n > 2 else []
+    return sorted({0, *inner, n - 1})
+
+
+def drawn_channels(count: int, tile: int, seed: int) -> list[int]:
+    """One of every ``tile`` adjacent channels, and one of every ``FEWEST``-th part of all."""
+    rng = random.Random(seed)
+    sizes = (tile, max(count // FEWEST, 1))
+    return sorted({rng.randrange(first, min(first + size, count)) for size in sizes for first in range(0, count, size)})
+
+
+def reference(
+    problem: Problem, channels: Sequence[int], x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Some output channels of one image: as torch computes them in its dtype, and in float64.
+
+    With precision ``tf32`` torch's part rounds its inputs as tensor cores do, since that is what was asked for.
+    """
+    picked = list(channels)
+    layers = problem.layers if isinstance(problem, Chain) else (problem,)
+    weights, biases = (t if isinstance(t, tuple) else (t,) * len(layers) for t in (weight, bias))
+    weights, biases = ((*each[:-1], each[-1] if each[-1] is None else each[-1][picked]) for each in (weights, biases))
+    *before, last = layers
+    if isinstance(last, ConvProblem):
+        x = x[:, [channel // last.multiplier for channel in picked]]
+        last = replace(last, c=len(picked), multiplier=1)
+    else:
+        last = replace(last, out_channels=len(picked))
+
+    def computed(x: Tensor, weights: Any, biases: Any, residual: Tensor | None) -> Tensor:
+        for layer, w, b in zip((*before, last), weights, biases, strict=True):
+            x = eager(layer, x, w, b)
+        return x if residual is None else x + residual
+
+    tensors: Any = x, weights, biases, None if residual is None else residual[:, picked]
+    exact = computed(*tree_map_only(Tensor, Tensor.double, tensors))
+    if problem.precision == "tf32":
+        tensors = (*tree_map_only(Tensor, _tf32, tensors[:2]), *tensors[2:])
+    return computed(*tensors), exact
+
+
+def _parts(problem: Problem, channels: list[int]) -> Iterator[list[int]]:
+    """``channels`` in groups whose planes have at most ``ELEMENTS`` elements, one at least."""
+    size = max(ELEMENTS // max(problem.h * problem.w, problem.oh * problem.ow, 1), 1)
+    yield from (channels[i : i + size] for i in range(0, len(channels), size))
+
+
+def _tf32(values: Tensor) -> Tensor:
+    """Rounded towards zero to what TF32 holds."""
+    return values.contiguous().view(torch.int32).bitwise_and(-1 << 13).view(torch.float32)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    """Whether a call on ``x`` launches compiled kernels."""
+    return x.device.type == "cuda"
+
+
+def _may_not(x: Tensor) -> bool:
+    """Whether nothing can be compared now: tensors without values, interpreted kernels, a CUDA graph that is captured."""
+    plain = type(x) in (Tensor, torch.nn.Parameter)
+    return not plain or devices.interpreted() or torch.cuda.is_current_stream_capturing()
+
+
+def _tells(x: Tensor) -> bool:
+    """Whether a wrong kernel can show on ``x``: its values are finite and not all the same."""
+    low, high = torch.aminmax(x)
+    return bool((high > low) & torch.isfinite(high - low))
+
+
+def _noise(problem: Problem, x: Tensor) -> Tensor:
+    """Normal values in place of ``x``."""
+    generator = torch.Generator(x.device).manual_seed(seed_of(problem) >> 1)
+    return layout.empty((problem.n, problem.c, problem.h, problem.w), problem.layout, x).normal_(generator=generator)
+
+
+def _kernels(problem: Problem, name: str, config: Config, device: Device) -> list[tuple[str, int, bool]]:
+    """(form, version, whether confirmed anywhere counts) of every kernel of ours that a call runs."""
+    algorithm = registry.get(name)
+    if isinstance(algorithm, PairAlgorithm) and isinstance(problem, Chain):
+        plans = [(layer, algorithm.plan(layer, device)) for layer in problem.layers]
+        return [kernel for layer, p in plans for kernel in _kernels(layer, p.algorithm, p.config, device)]
+    if not isinstance(algorithm, TritonAlgorithm):
+        return []
+    return [(algorithm.form(config), algorithm.version(config), not algorithm.hand_synchronized)]
+
+
+def _known(problem: Problem, chosen: plan.Plan, device: Device) -> bool:
+    """Whether result files prove all kernels, or this problem was checked before."""
+    kernels = _kernels(problem, chosen.algorithm, chosen.config, device)
+    if all(confirmed(form, version, device.arch, everywhere) for form, version, everywhere in kernels):
+        return True
+    return not cache.ignored() and _line(problem, chosen, device) in _lines(_file(device))
+
+
+def _file(device: Device) -> Path:
+    """What was checked on ``device``: a JSON object a line."""
+    return cache.directory() / "verified" / f"{cache.file_name(device.name)}l"
+
+
+def _lines(file: Path) -> set[str]:
+    if file not in _remembered:
+        try:
+            _remembered[file] = set(file.read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError):
+            _remembered[file] = set()
+    return _remembered[file]
+
+
+def _line(problem: Problem, chosen: plan.Plan, device: Device) -> str:
+    kernels: dict[str, Any] = {
+        form: version for form, version, _ in _kernels(problem, chosen.algorithm, chosen.config, device)
+    }
+    software = {name: version for name, version in versions().items() if name != "lk_triton"}
+    found = {"problem": problem_to_json(problem), "algorithm": chosen.algorithm, "config": asdict(chosen.config)}
+    return json.dumps({**found, "versions": kernels, **software})
+
+
+def _remember(problem: Problem, chosen: plan.Plan, device: Device) -> None:
+    """For other processes, where a file can be written."""
+    file, line = _file(device), _line(problem, chosen, device)
+    if cache.ignored() or line in _lines(file):
+        return
+    _lines(file).add(line)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")  # one short write: of two processes none splits the other's line
+    except OSError as error:
+        logger.info("cannot remember in %s what was checked: %s", file, error)

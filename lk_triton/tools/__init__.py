@@ -1,0 +1,1 @@
+"""Looking into compiled kernels without a GPU."""
