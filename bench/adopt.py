@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.planning import cache, confirmed
 from lk_triton.planning import entry as entries
@@ -80,7 +80,7 @@ def parse_tuned(file: Path) -> dict[str, Any]:
 
 def merged(old: Mapping[str, Any] | None, new: Mapping[str, Any], said: list[str]) -> str:
     """A table with the new entries: they replace what it held for the same problems, and stale ones are dropped."""
-    facts = devices.named(new["device"])
+    facts = gpus.named(new["device"])
     added = []
     for data in new["entries"]:
         text = f"{data.get('algorithm')} {data.get('problem')}" if isinstance(data, dict) else str(data)
@@ -100,7 +100,7 @@ def merged(old: Mapping[str, Any] | None, new: Mapping[str, Any], said: list[str
 
 def folder_of(device: str, month: str) -> Path:
     """Where the results of a visit lie, such as ``bench/results/h100-2026-11``."""
-    facts = devices.named(device)
+    facts = gpus.named(device)
     name = facts.name if facts else re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return RESULTS / f"{name}-{month}"
 
@@ -136,7 +136,7 @@ def visit(root: Path, out: Path, rehearsal: bool, said: list[str]) -> Files:
         for file in files:
             if file.suffix != ".txt" and rehearsed(file):
                 raise usage.UsageError(f"{file} is of a rehearsal: its figures mean nothing. See it with --scratch DIR")
-        if devices.named(named[0]) is None:
+        if gpus.named(named[0]) is None:
             raise usage.UsageError(f"no facts of {named[0]}: floors and tables need its line in lk_triton/gpu.py")
     stamps = sorted(row["timestamp"] for row in found.rows if row["timestamp"])
     month = stamps[0][:7] if stamps else datetime.now(timezone.utc).strftime("%Y-%m")

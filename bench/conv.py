@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lk_triton import context
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms.base import activation_bytes
 from lk_triton.ops.layout import conform
 from lk_triton.ops.problem import ConvProblem
@@ -103,7 +103,7 @@ def describe(name: str, provider: str, problem: ConvProblem, device: torch.devic
     row: report.Row = {"kernel_name": name, "provider": provider, **{f: getattr(problem, f) for f in fields}}
     row["problem"] = json.dumps(problem_to_json(problem))
     if device.type == "cuda":
-        least = floor(problem, devices.of(device))
+        least = floor(problem, gpus.of(device))
         row |= {"floor_us": report.short(least.us), "floor_limiter": least.limiter}
     return row
 

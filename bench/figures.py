@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops.problem import ConvProblem, Problem
 
@@ -143,7 +143,7 @@ def _layers_of(measured: Measured, device: str, dtype: str, least: int) -> str:
         layer = _of_conv([row for row in rows if row["kernel_name"] == name])
         if layer:
             found = {p: known for p, known in found.items() if _same(p) != _same(layer.problem)} | {layer.problem: layer}
-    facts = devices.named(device)
+    facts = gpus.named(device)
     lines = [_line(layer, facts, mark) for layer in found.values() if max(layer.problem.kh, layer.problem.kw) >= least]
     if not lines and not grid:
         return ""
@@ -181,7 +181,7 @@ def _median(row: Row) -> float:
     return float(row["p50_us"])
 
 
-def _line(layer: Layer, facts: devices.Device | None, mark: str) -> tuple[str, ...]:
+def _line(layer: Layer, facts: gpus.Gpu | None, mark: str) -> tuple[str, ...]:
     p = layer.problem
     behind = ["bias"] * p.epilogue.bias + [p.epilogue.activation or ""] + ["residual"] * p.epilogue.residual
     least = floor(p, facts) if facts else None
@@ -232,12 +232,12 @@ def missing(measured: Measured) -> str:
     parts = []
     names = []
     for name in measured.devices:
-        facts = devices.named(name)
+        facts = gpus.named(name)
         if facts or measured.rehearsal:
             names.append(facts.name if facts else name)
             heads = (f"{name}, float16", "measured", "not measured yet")
             parts.append(table(_missing_of(measured, name), heads))
-    others = ", ".join(name for name in devices.TABLE if name not in names)
+    others = ", ".join(name for name in gpus.TABLE if name not in names)
     return "\n\n".join([*parts, f"GPUs without any figure: {others}. Not compared on any GPU: {NO_PROVIDER}."])
 
 

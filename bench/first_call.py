@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.models import create_model
 from lk_triton.ops.tracing import problems_of
 from lk_triton.planning.plan import plan
@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print one JSON object a layer: problem, source of its plan, registers, kernels that were compiled, seconds."""
-    if devices.interpreted():
+    if gpus.interpreted():
         raise usage.UsageError("interpreted kernels are not compiled: unset TRITON_INTERPRET")
     try:
-        device = devices.for_arch(options.arch)
+        gpu = gpus.for_arch(options.arch)
         network = create_model(options.model, device="meta").eval().reparameterize().half()
     except ValueError as error:
         raise usage.UsageError(str(error)) from None
@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
         os.environ["TRITON_CACHE_DIR"] = folder
         for problem in with_layers(problems_of(network, (options.batch, 3, options.size, options.size))):
             kernels, start = _compiled(folder), sum(os.times()[:4])
-            chosen = plan(problem, device)  # of cublas, its epilogue is compiled
-            report = inspector.compile_launch(inspector.meta_launch(problem, chosen.algorithm, chosen.config), device.name)
+            chosen = plan(problem, gpu)  # of cublas, its epilogue is compiled
+            report = inspector.compile_launch(inspector.meta_launch(problem, chosen.algorithm, chosen.config), gpu.name)
             row = {"problem": str(problem), "source": chosen.source, "registers": report.registers}
             row |= {"kernels": _compiled(folder) - kernels, "seconds": round(sum(os.times()[:4]) - start, 2)}
             print(json.dumps(row), flush=True)

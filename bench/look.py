@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.ops.tracing import problems_of
 from lk_triton.planning import agenda
 
@@ -77,7 +77,7 @@ def pool_bytes(device: torch.device) -> int:
 
 def estimate_us(network: nn.Module, images: Tensor) -> float:
     """The cost model's sum over the layers."""
-    facts = devices.of(images.device)
+    facts = gpus.of(images.device)
     posed = problems_of(network, images)
     return 1e6 * sum(count * agenda.estimate(problem, facts) for problem, count in posed.items())
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.planning.timing import CpuTimer, EventTimer, Timer, interleave
 
 from . import report, usage
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure and print."""
     device = usage.place(options.device)
     found = report.facts(device) | software() | {"driver": driver()} | ceilings(device, options.tiny)
-    print(json.dumps(found | {"facts": asdict(devices.of(device))}, indent=1), flush=True)
+    print(json.dumps(found | {"facts": asdict(gpus.of(device))}, indent=1), flush=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.planning.entry import config_from_json, problem_from_json
 
@@ -45,7 +45,7 @@ def compare(row: Row) -> Comparison:
     Raises:
         ValueError: it cannot be compared; the text says why.
     """
-    device = devices.named(row["device"])
+    device = gpus.named(row["device"])
     if device is None:
         raise ValueError(f"no device facts of {row['device']}")
     try:
@@ -102,7 +102,7 @@ def compare_trial(device_name: str, problem_data: Any, trial: Mapping[str, Any])
     Raises:
         ValueError: it cannot be compared; the text says why.
     """
-    device = devices.named(device_name)
+    device = gpus.named(device_name)
     if device is None:
         raise ValueError(f"no device facts of {device_name}")
     try:

@@ -11,8 +11,8 @@ from math import atan2, degrees
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lk_triton import gpu as devices
-from lk_triton.gpu import Device
+from lk_triton import gpu as gpus
+from lk_triton.gpu import Gpu
 from lk_triton.ops.problem import ConvProblem
 
 from . import network_plot, report, usage
@@ -70,7 +70,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
     axes.set_xlabel("arithmetic intensity: useful FLOP per byte that must move")
     draw_marks(axes, rows)
     limits(axes, rows)
-    facts = devices.named(rows[0]["device"])
+    facts = gpus.named(rows[0]["device"])
     if facts is not None:
         draw_roofs(axes, facts, rows[0]["dtype"])
     name_cases(axes, rows)
@@ -106,13 +106,13 @@ def limits(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(min(ys) / 2, max(ys) * 2)
 
 
-def draw_roofs(axes: Axes, device: Device, dtype: str) -> None:
+def draw_roofs(axes: Axes, gpu: Gpu, dtype: str) -> None:
     """DRAM and L2 bandwidth as slopes that end at the MMA peak; the peaks of FMA and MMA as levels."""
     left, right = axes.get_xlim()
-    mma = mma_tflops(device, dtype)
+    mma = mma_tflops(gpu, dtype)
     axes.set_ylim(top=max(axes.get_ylim()[1], mma * 2))
     bottom = axes.get_ylim()[0]
-    for name, gbps, style in (("DRAM", device.dram_gbps, "-"), ("L2", device.l2_gbps, ":")):
+    for name, gbps, style in (("DRAM", gpu.dram_gbps, "-"), ("L2", gpu.l2_gbps, ":")):
         ridge = mma / gbps * 1e3
         xs = [left, max(left, min(ridge, right))]
         axes.plot(xs, [x * gbps / 1e3 for x in xs], color="black", linestyle=style, linewidth=1.2, zorder=2)
@@ -122,8 +122,8 @@ def draw_roofs(axes: Axes, device: Device, dtype: str) -> None:
             x, y * 1.08, f"{name} {gbps / 1e3:.2g} TB/s", rotation=degrees(atan2(y, x)), rotation_mode="anchor",
             transform_rotates_text=True, va="bottom", fontsize=9,
         )  # fmt: skip
-    for name, peak, style in (("FMA", device.fp32_tflops, "--"), ("MMA", mma, "-")):
-        start = min(max(left, peak / device.dram_gbps * 1e3), right)
+    for name, peak, style in (("FMA", gpu.fp32_tflops, "--"), ("MMA", mma, "-")):
+        start = min(max(left, peak / gpu.dram_gbps * 1e3), right)
         axes.plot([start, right], [peak, peak], color="black", linestyle=style, linewidth=1.2, zorder=2)
         axes.annotate(
             f"{name}\n{peak:.3g} TFLOP/s", (right, peak), (4, 0), textcoords="offset points", va="center", fontsize=9

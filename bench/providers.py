@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.torch_ import activate_, convolve
 from lk_triton.ops.problem import ConvProblem
@@ -104,7 +104,7 @@ def _compile(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built
 def _algorithm(name: str, layout: str | None = None) -> Provider:
     def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Built:
         try:
-            chosen = plan(problem, devices.of(weight.device), name)
+            chosen = plan(problem, gpus.of(weight.device), name)
         except ValueError as error:
             raise Unavailable(str(error)) from None
         algorithm = registry.get(chosen.algorithm)

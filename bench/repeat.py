@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops.problem import DenseProblem, Epilogue, Problem
 from lk_triton.planning.accuracy import Gate
@@ -33,7 +33,7 @@ def repeat(name: str, problem: Problem, algorithm: str, calls: int, device: torc
     """How many of ``calls`` outputs differ from the first, and whether that is right by the accuracy gate."""
     row: report.Row = {"kernel_name": name, "algorithm": algorithm, "calls": calls}
     try:
-        chosen = plan(problem, devices.of(device), algorithm)
+        chosen = plan(problem, gpus.of(device), algorithm)
     except ValueError as error:
         return row | {"gate": "failed", "note": str(error)}
     found = registry.get(chosen.algorithm)

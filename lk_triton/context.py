@@ -12,12 +12,12 @@ EXIT_CODE = 75
 """Of a program whose GPU was lost: EX_TEMPFAIL of sysexits.h, start it again."""
 
 
-def lost(place: torch.device) -> str | None:
-    """What the context of the GPU ``place`` died of, in one line; None while it answers. Waits for all that runs there."""
-    if place.type != "cuda":
+def lost(device: torch.device) -> str | None:
+    """What the context of the GPU ``device`` died of, in one line; None while it answers. Waits for all that runs there."""
+    if device.type != "cuda":
         return None
     try:
-        torch.cuda.synchronize(place)
+        torch.cuda.synchronize(device)
     except Exception as error:  # its type depends on torch's version
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None

@@ -9,7 +9,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from . import gpu as devices
+from . import gpu as gpus
 from .algorithms import registry, torch_
 from .ops import dense as library_dense
 from .ops import ffn as library_ffn
@@ -346,11 +346,11 @@ def explain(
     if dtype is not None:
         problem = replace(problem, dtype=str(dtype).removeprefix("torch."), precision=None)
     needs_grad = _needs_grad(x, weight, bias, residual)
-    return explain_problem(problem, devices.of(x.device), algorithm, needs_grad)
+    return explain_problem(problem, gpus.of(x.device), algorithm, needs_grad)
 
 
 def explain_problem(
-    problem: Problem, device: devices.Device, algorithm: str = "auto", needs_grad: bool = False
+    problem: Problem, gpu: gpus.Gpu, algorithm: str = "auto", needs_grad: bool = False
 ) -> Explanation:
     """``explain`` for a problem on a device that need not be here (``device.for_arch``)."""
     if needs_grad:
@@ -358,18 +358,18 @@ def explain_problem(
     posed = at_least_one_image(problem)
     verdicts: dict[str, str | float] = {}
     for name, candidate in registry.meant_for(problem).items():
-        reason = not_chosen(posed, device, name)
+        reason = not_chosen(posed, gpu, name)
         if needs_grad and name != "torch":
             reason = reason or "no gradients yet, and a tensor requires one"
         if reason is not None:
             verdicts[name] = reason
             continue
-        estimates = (candidate.estimate(posed, c, device).seconds for c in candidate.configs(posed, device))
+        estimates = (candidate.estimate(posed, c, gpu).seconds for c in candidate.configs(posed, gpu))
         verdicts[name] = min(estimates)
-    chosen = plan(problem, device, "torch" if needs_grad and algorithm == "auto" else algorithm)
+    chosen = plan(problem, gpu, "torch" if needs_grad and algorithm == "auto" else algorithm)
     if needs_grad and algorithm == "auto":
         chosen = Plan(chosen.algorithm, chosen.config, "gradient needed")
-    return Explanation(problem, device.name, chosen, verdicts)
+    return Explanation(problem, gpu.name, chosen, verdicts)
 
 
 def tune(
@@ -420,7 +420,7 @@ def tune(
     if isinstance(target, nn.Module):
         of_model = next((p.device for p in target.parameters()), place)
         place = of_model if device is None and of_model.type == "cuda" else place
-        problems = agenda.heaviest_first([problems_of(target, *examples)], devices.of(place))
+        problems = agenda.heaviest_first([problems_of(target, *examples)], gpus.of(place))
     else:
         problems = list(target)
         if examples:
@@ -433,7 +433,7 @@ def tune(
         name = str(dtype).removeprefix("torch.")
         problems = [replace(p, dtype=name, precision=p.precision if name == "float32" else None) for p in problems]
     if missing:
-        problems = agenda.missing(problems, devices.of(place))
+        problems = agenda.missing(problems, gpus.of(place))
     return tuner.tune_problems(
         problems, place, top_k=top_k, rounds=rounds, timer=timer, save=save, seconds=seconds, progress=progress
     )

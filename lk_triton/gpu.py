@@ -31,7 +31,7 @@ from . import environment
 
 
 @dataclass(frozen=True)
-class Device:
+class Gpu:
     """One device. Rates are dense peak TFLOP/s (2 FLOP per multiply-add), bandwidths GB/s, sizes bytes.
 
     Attributes:
@@ -123,11 +123,11 @@ TABLE = {
     for d in (
         #   name, arch, backend, SMs, GHz, shared per block, per SM, half, tf32, fp32, DRAM, its peak, L2, its size, max. GHz
         # the 40 GB part: https://hmc-tech.com/gpu/nvidia-l4-vs-nvidia-a100-40gb
-        Device("a100", "sm_80", "cuda", 108, 1.41, 163 * KIB, 164 * KIB, 312, 156, 19.5, 1400, 1555, 4000, 40 * MIB, 1.41),
+        Gpu("a100", "sm_80", "cuda", 108, 1.41, 163 * KIB, 164 * KIB, 312, 156, 19.5, 1400, 1555, 4000, 40 * MIB, 1.41),
         # https://fpsbench.com/compare/gpu/nvidia-l4-vs-nvidia-tesla-m40; MMA rates: 512 products a clock and SM, assumed
-        Device("l4", "sm_89", "cuda", 58, 2.04, 99 * KIB, 100 * KIB, 121, 60, 30.3, 270, 300, 2000, 48 * MIB, 2.04, **_ADA),
+        Gpu("l4", "sm_89", "cuda", 58, 2.04, 99 * KIB, 100 * KIB, 121, 60, 30.3, 270, 300, 2000, 48 * MIB, 2.04, **_ADA),
         # https://waredb.com/processor/nvidia-geforce-rtx-4090
-        Device(
+        Gpu(
             "rtx4090",
             "sm_89",
             "cuda",
@@ -146,14 +146,14 @@ TABLE = {
             **_ADA,
         ),
         # https://glennklockwood.com/garden/processors/h100: 1.83 GHz in low precision, 1.98 GHz at most
-        Device("h100", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 3000, 3350, 5500, 50 * MIB, 1.98),
+        Gpu("h100", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 3000, 3350, 5500, 50 * MIB, 1.98),
         # an H100 with other memory (same page)
-        Device("h200", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 4300, 4800, 5500, 50 * MIB, 1.98),
+        Gpu("h200", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 4300, 4800, 5500, 50 * MIB, 1.98),
         # https://hmc-tech.com/gpus/nvidia-b200-vs-nvidia-b100: MMA at 1.86 GHz, 1.98 at most; L2's size and bandwidth assumed
-        Device("b200", "sm_100", "cuda", 148, 1.85, 227 * KIB, 228 * KIB, 2250, 1125, 75, 7200, 8000, 10000, 126 * MIB, 1.98),
+        Gpu("b200", "sm_100", "cuda", 148, 1.85, 227 * KIB, 228 * KIB, 2250, 1125, 75, 7200, 8000, 10000, 126 * MIB, 1.98),
         # https://www.spheron.network/blog/nvidia-rtx-5090-specs/ (half: a quarter of the sparse rate, because GeForce
         # halves float32 accumulation)
-        Device(
+        Gpu(
             "rtx5090",
             "sm_120",
             "cuda",
@@ -173,12 +173,12 @@ TABLE = {
         ),
         # https://docs.vultr.com/inference-cookbook/rocm/getting-started/hardware-requirements (half, as of MI325X; DRAM),
         # https://www.emergentmind.com/topics/amd-instinct-mi300x-gpus (L2's size); tf32, fp32, clock assumed
-        Device(
+        Gpu(
             "mi300x", "gfx942", "hip", 304, 2.1, 64 * KIB, 64 * KIB, 1307, 653, 163, 4700, 5300, 10000, 32 * MIB, 2.1, **_CDNA
         ),
     )
 }
-CPU = Device("cpu", "cpu", "cpu")
+CPU = Gpu("cpu", "cpu", "cpu")
 
 
 def interpreted() -> bool:
@@ -191,7 +191,7 @@ def rehearsal() -> bool:
     return os.environ.get("LK_TRITON_REHEARSAL") == "1"
 
 
-def for_arch(arch: str) -> Device:
+def for_arch(arch: str) -> Gpu:
     """Facts for an architecture that is not here, such as ``sm_90``, or for a device of the table, such as ``h200``.
 
     An architecture stands for its data-centre part: sm_80 a100, sm_90 h100, sm_100 b200, gfx942 mi300x. One that the
@@ -215,7 +215,7 @@ def for_arch(arch: str) -> Device:
     )
 
 
-def of(device: torch.device) -> Device:
+def of(device: torch.device) -> Gpu:
     """Facts of the device that holds a tensor.
 
     Under the interpreter a CPU stands in for an H100, so that the same host code makes the same choices.
@@ -228,11 +228,11 @@ def of(device: torch.device) -> Device:
 
 
 @lru_cache
-def _cuda(index: int) -> Device:
+def _cuda(index: int) -> Gpu:
     return from_properties(torch.cuda.get_device_properties(index), hip=torch.version.hip is not None)
 
 
-def from_properties(properties: Any, hip: bool = False) -> Device:
+def from_properties(properties: Any, hip: bool = False) -> Gpu:
     """Facts of the device that ``torch.cuda.get_device_properties`` describes.
 
     What the driver tells is read: SMs, clock, shared memory, registers, threads, and DRAM's and L2's bandwidth by memory
@@ -280,7 +280,7 @@ def from_properties(properties: Any, hip: bool = False) -> Device:
     )
 
 
-def named(name: str) -> Device | None:
+def named(name: str) -> Gpu | None:
     """The table's entry for a device's marketing name, such as ``NVIDIA H100 80GB HBM3``; None where there is none."""
     for device in TABLE.values():
         words = re.sub(r"(?<=[a-z])(?=\d)", "[ -]?", device.name)

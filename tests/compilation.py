@@ -10,7 +10,8 @@ import sys
 
 COMPILE = """
 import dataclasses, json, sys
-from lk_triton import device, inspector
+from lk_triton import gpu
+from lk_triton.tools import inspector
 from lk_triton.algorithms import registry
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.planning.plan import plan
@@ -22,9 +23,9 @@ for line in sys.stdin:
     kind = next((kind for name, kind in kinds.items() if name in fields), ConvProblem)
     problem = kind(**fields, epilogue=Epilogue(*epilogue))
     if number is None:
-        config = plan(problem, device.for_arch(arch), algorithm).config
+        config = plan(problem, gpu.for_arch(arch), algorithm).config
     else:
-        config = registry.get(algorithm).configs(problem, device.for_arch(arch))[number]
+        config = registry.get(algorithm).configs(problem, gpu.for_arch(arch))[number]
     launch = inspector.meta_launch(problem, algorithm, config)
     if offset:
         launch.args["x"] = launch.args["x"].flatten()[offset:]

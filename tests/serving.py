@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lk_triton import conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem
 from lk_triton.planning.accuracy import Inputs
@@ -34,8 +34,8 @@ def running(mode: str) -> Iterator[None]:
 def serving(problem: Problem, mode: str = "interpreted") -> list[str]:
     """The algorithms that serve ``problem`` in ``mode``, in the registry's order; on a GPU: on an H100."""
     with running(mode):
-        device = devices.for_arch("h100") if mode == "gpu" else devices.of(torch.device("cpu"))
-        return [name for name in registry.meant_for(problem) if refusal(problem, device, name) is None]
+        gpu = gpus.for_arch("h100") if mode == "gpu" else gpus.of(torch.device("cpu"))
+        return [name for name in registry.meant_for(problem) if refusal(problem, gpu, name) is None]
 
 
 def call(problem: Problem, given: Inputs, algorithm: str = "auto") -> torch.Tensor:

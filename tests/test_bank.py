@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import lk_triton
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import KernelLaunch
 from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
@@ -126,8 +126,8 @@ def test_a_plan_that_reads_another_format_packs_for_itself(packed: str, monkeypa
     formats = set()
     for name, algorithm in registry.ALGORITHMS.items():
         problem = replace(posed(module, SHAPE), layout="channels_last", epilogue=Epilogue(True, "relu", True))
-        if algorithm.supports(problem, device.of(x.device)) is None:
-            formats.add(algorithm.bank_format(plan(problem, device.of(x.device), name).config))
+        if algorithm.supports(problem, gpus.of(x.device)) is None:
+            formats.add(algorithm.bank_format(plan(problem, gpus.of(x.device), name).config))
             with lk_triton.use(name):
                 torch.testing.assert_close(module(x, residual), expected, rtol=1e-4, atol=1e-4)
     assert formats - {held}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import base, registry
 from lk_triton.bench.cases import STAGES, layer
 from lk_triton.bench.providers import OURS, PROVIDERS
@@ -42,7 +42,7 @@ COMMANDS = dict(commands(build_parser()))
 
 
 def test_every_algorithm_has_a_line() -> None:
-    plan(layer(1, 8, 8, 8, 3), device.for_arch("h100"))  # those of chains are registered where plans are made
+    plan(layer(1, 8, 8, 8, 3), gpus.for_arch("h100"))  # those of chains are registered where plans are made
     lines = first_cells(KERNELS)
     assert [name for name in registry.ALGORITHMS if f"`{name}`" not in lines] == []
 
@@ -91,7 +91,7 @@ def test_useful_shares_are_those_of_the_plans() -> None:
     found = {}
     for c, size, k in STAGES:
         problem = replace(layer(64, c, size, size, k), layout="channel_major")
-        chosen = plan(problem, device.for_arch("h100"), "toeplitz")
+        chosen = plan(problem, gpus.for_arch("h100"), "toeplitz")
         share = problem.useful_macs / registry.get("toeplitz").issued_macs(problem, chosen.config)
         assert share <= 1
         found[f"{k}x{k} on {size}x{size}"] = f"{share:.0%}".replace("%", " %")

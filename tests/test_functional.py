@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lk_triton
 from lk_triton import depthwise_conv2d, explain
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms.torch_ import activate
 from lk_triton.functional import explain_problem
 from lk_triton.ops.problem import ConvProblem
@@ -177,7 +177,7 @@ def test_forced_algorithm_that_cannot_serve(algorithm: str, options: dict[str, A
 
 
 def test_refusals_name_their_reason() -> None:
-    h100, mi300x = devices.for_arch("h100"), devices.for_arch("mi300x")
+    h100, mi300x = gpus.for_arch("h100"), gpus.for_arch("mi300x")
     wide = ConvProblem(1, 8, 16, 512, 3, 301, padding=(1, 150))
     reasons = explain_problem(wide, h100).algorithms
     assert "windows of more than 256 columns" in str(reasons["toeplitz"])

@@ -13,7 +13,7 @@ import pytest
 from compilation import compile_all
 from torch import Tensor
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.depthwise.toeplitz.cost import dot_of, shared_bytes
 from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
@@ -27,7 +27,7 @@ def fields(n, c, size, kernel, dtype, stride=1):
             "padding": (kernel // 2, kernel // 2)}  # fmt: skip
 
 
-def bound(problem: ConvProblem, target: device.Device) -> int:
+def bound(problem: ConvProblem, target: gpus.Gpu) -> int:
     """The model's shared memory of the plan that would run."""
     config = plan(problem, target, "toeplitz").config
     return shared_bytes(problem, config, dot_of(problem, config, target))
@@ -54,7 +54,7 @@ def test_layers_of_31b(arch, dtype):
         assert image_bytes in (synchronous if image_bytes == 2 else asynchronous)
         assert synchronous == ({2} if image_bytes == 2 else set()), "only 7 wide maps are too narrow for asynchronous loads"
         problem = ConvProblem(**p, epilogue=Epilogue(*epilogue))
-        target = device.for_arch(arch)
+        target = gpus.for_arch(arch)
         assert report["shared_bytes"] <= bound(problem, target)
         assert report["shared_bytes"] <= target.shared_per_block
 
@@ -86,7 +86,7 @@ def test_direct_at_three_and_five():
 
 def draw(arch: str, count: int) -> list[tuple]:
     """Problems like RepLKNet's layers, each with one of the configs that are legal for it, drawn with a fixed seed."""
-    random, target, found = Random(arch), device.for_arch(arch), []
+    random, target, found = Random(arch), gpus.for_arch(arch), []
     while len(found) < count:
         n, c, size = random.choice([1, 8, 64]), random.choice([8, 128]), random.choice([7, 12, 14, 24, 28, 48, 56, 96])
         p = fields(n, c, size, random.choice([3, 5, 7, 13, 25, 27, 29, 31]), random.choice(["float16", "float32"]))
@@ -111,7 +111,7 @@ def test_a_sample_of_legal_configs(arch, count):
     at 80 registers with eight warps).
     """
     cases = draw(arch, count)
-    target = device.for_arch(arch)
+    target = gpus.for_arch(arch)
     for (_, _, p, epilogue, number), report in zip(cases, compile_all(cases), strict=True):
         problem = ConvProblem(**p, epilogue=Epilogue(*epilogue))
         config = ToeplitzAlgorithm().configs(problem, target)[number]
@@ -130,7 +130,7 @@ def test_shared_memory_is_bounded_by_the_estimate():
     case = ("sm_90", "toeplitz", fields(1, 8, 14, 13, "float16"), (True, "relu", False))
     (report,) = compile_all([case])
     p = ConvProblem(**case[2], epilogue=Epilogue(*case[3]))
-    assert 0 < report["shared_bytes"] <= bound(p, device.for_arch("sm_90"))
+    assert 0 < report["shared_bytes"] <= bound(p, gpus.for_arch("sm_90"))
     assert report["loop"]["mma"] > 0
 
 
@@ -157,7 +157,7 @@ def test_the_best_plans_on_newer_and_other_hardware():
     layers = [fields(64, c, size, k, "float16") for c, size, k in LAYERS]
     cases = [(arch, "toeplitz", layer, (True, "relu", False)) for arch in archs for layer in layers]
     for case, report in zip(cases, compile_all(cases), strict=True):
-        target = device.for_arch(case[0])
+        target = gpus.for_arch(case[0])
         assert report["loop"]["mma_kind"].startswith(MATRIX[target.mma_family]), case
         assert report["spill_bytes"] == 0, case
         assert report["shared_bytes"] <= target.shared_per_block, case
@@ -169,7 +169,7 @@ def test_the_best_plans_on_newer_and_other_hardware():
 def test_channels_last_compiles_what_runs(name):
     """The copies to dense planes come first: the kernel sees what it sees of an NCHW problem."""
     last = ConvProblem(2, 8, 14, 14, 13, 13, padding=(6, 6), layout="channels_last", epilogue=Epilogue(residual=True))
-    config = registry.get(name).configs(last, device.TABLE["h100"])[-1]
+    config = registry.get(name).configs(last, gpus.TABLE["h100"])[-1]
     seen, dense = (inspector.meta_launch(p, name, config).args for p in (last, replace(last, layout="nchw")))
     assert {k: v for k, v in seen.items() if not isinstance(v, Tensor)} == {
         k: v for k, v in dense.items() if not isinstance(v, Tensor)
@@ -179,7 +179,7 @@ def test_channels_last_compiles_what_runs(name):
 
 def test_errors():
     p = ConvProblem(1, 8, 14, 14, 13, 13, padding=(6, 6))
-    config = ToeplitzAlgorithm().configs(p, device.TABLE["h100"])[0]
+    config = ToeplitzAlgorithm().configs(p, gpus.TABLE["h100"])[0]
     launch = inspector.meta_launch(p, "toeplitz", config)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         inspector.compile_launch(launch, "sm_90")
@@ -210,4 +210,4 @@ EMPTY = disassembly.Mix(0, 0, "", {})
 )
 def test_programs_per_sm(target, registers, shared, num_warps, tensor_columns, programs):
     report = inspector.Report(registers, 0, shared, num_warps, tensor_columns, EMPTY, "")
-    assert report.programs_per_sm(device.TABLE[target]) == programs
+    assert report.programs_per_sm(gpus.TABLE[target]) == programs

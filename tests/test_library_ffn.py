@@ -11,7 +11,7 @@ from serving import serving
 from torch import Tensor
 
 from lk_triton import conv_ffn, pointwise_conv2d
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.functional import explain_problem
 from lk_triton.models import create_model
 from lk_triton.models.blocks import ConvFFN
@@ -136,6 +136,6 @@ def test_the_fused_block_with_gradients() -> None:
 
 def test_both_are_explained() -> None:
     problem = FfnProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
-    said = explain_problem(problem, device.for_arch("h100"))
+    said = explain_problem(problem, gpus.for_arch("h100"))
     assert said.plan.algorithm == "convffn"
     assert isinstance(said.algorithms["pair"], float)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lk_triton
 from lk_triton import conv_stem, dense_conv2d, depthwise_conv2d, pointwise_conv2d
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.functional import explain_problem
 from lk_triton.models import RepLKNet, create_model
 from lk_triton.ops import layout
@@ -138,6 +138,6 @@ def test_a_fused_network_in_the_interpreter() -> None:
 
 
 def test_both_are_explained() -> None:
-    said = explain_problem(StemProblem(64, 3, 224, 224, 128, out_layout="channel_major"), device.for_arch("h100"))
+    said = explain_problem(StemProblem(64, 3, 224, 224, 128, out_layout="channel_major"), gpus.for_arch("h100"))
     assert said.plan.algorithm == "convstem"
     assert isinstance(said.algorithms["triple"], float)

@@ -14,7 +14,7 @@ import torch
 
 import lk_triton
 from lk_triton import environment
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import Estimate
 from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
@@ -24,7 +24,7 @@ from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProble
 from lk_triton.planning import cache, tuner
 from lk_triton.planning.plan import plan, preferred, refusal
 
-H100, A100 = devices.for_arch("sm_90"), devices.for_arch("sm_80")
+H100, A100 = gpus.for_arch("sm_90"), gpus.for_arch("sm_80")
 LARGE = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15))
 STRIDED = ConvProblem(64, 128, 56, 56, 3, 3, (2, 2), (1, 1))
 DILATED = replace(LARGE, padding=(30, 30), dilation=(2, 2))
@@ -95,12 +95,12 @@ def test_forced_refusals_and_unknown_names() -> None:
 
 
 def test_old_gpus_and_other_devices() -> None:
-    old = devices.for_arch("sm_75")
+    old = gpus.for_arch("sm_75")
     assert "sm_75 has no usable tensor cores: sm_80 or newer" in str(refusal(LARGE, old, "toeplitz"))
     assert plan(LARGE, old).algorithm == "direct"
     for name in ("mps", "xpu", "meta"):
-        assert plan(LARGE, devices.of(torch.device(name))).algorithm == "torch"
-    assert plan(LARGE, devices.CPU).algorithm == "torch"
+        assert plan(LARGE, gpus.of(torch.device(name))).algorithm == "torch"
+    assert plan(LARGE, gpus.CPU).algorithm == "torch"
 
 
 @pytest.mark.parametrize("variable", environment.VARIABLES)
@@ -144,7 +144,7 @@ def test_explain_problem_of_a_device_that_is_not_here() -> None:
 
 def test_plans_follow_the_switch_of_onednn() -> None:
     """Plans are remembered, but not beyond it."""
-    problem, cpu = ConvProblem(1, 8, 9, 9, 5, 5, padding=(2, 2), dtype="float32"), devices.CPU
+    problem, cpu = ConvProblem(1, 8, 9, 9, 5, 5, padding=(2, 2), dtype="float32"), gpus.CPU
     assert plan(problem, cpu).algorithm == "onednn"
     with torch.backends.mkldnn.flags(enabled=False):
         assert plan(problem, cpu).algorithm == "torch"
@@ -163,7 +163,7 @@ CHAINS = (
 def test_an_algorithm_left_out_is_chosen_for_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     dense = DenseProblem(1, 64, 28, 28, 64, epilogue=Epilogue(True, "relu"))
     for problem in (LARGE, STRIDED, replace(LARGE, n=1, dtype="float32"), dense, *CHAINS):
-        for device in (H100, devices.CPU):
+        for device in (H100, gpus.CPU):
             before = plan(problem, device)
             monkeypatch.setenv("LK_TRITON_WITHOUT", f" {name},")
             after = plan(problem, device)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .. import gpu as devices
-from ..gpu import Device
+from .. import gpu as gpus
+from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from .launch_cache import launch_again
@@ -73,15 +73,15 @@ class Algorithm(Protocol):
         """Adjacent output channels that one program computes: what is wrong in one of them may be right in the next tile."""
         ...
 
-    def supports(self, problem: Any, device: Device) -> str | None:
+    def supports(self, problem: Any, gpu: Gpu) -> str | None:
         """None where the algorithm can serve, else the reason why not (also the text of the user's error)."""
         ...
 
-    def configs(self, problem: Any, device: Device) -> list[Config]:
+    def configs(self, problem: Any, gpu: Gpu) -> list[Config]:
         """Legal configs for this device."""
         ...
 
-    def estimate(self, problem: Any, config: Config, device: Device) -> Estimate:
+    def estimate(self, problem: Any, config: Config, gpu: Gpu) -> Estimate:
         """Predicted time of ``config``."""
         ...
 
@@ -160,9 +160,9 @@ class TritonAlgorithm(Versioned):
     config_type: type[Any]
     problems: tuple[type[Any], ...] = (ConvProblem,)
 
-    def supports(self, problem: Any, device: Device) -> str | None:
+    def supports(self, problem: Any, gpu: Gpu) -> str | None:
         """What every Triton algorithm refuses."""
-        reason = refused(self, problem, device)
+        reason = refused(self, problem, gpu)
         if reason is not None:
             return reason
         if max((problem.h + 2 * problem.kh) * problem.w, problem.oh * problem.ow) >= 2**31:
@@ -224,7 +224,7 @@ class TritonAlgorithm(Versioned):
 
 def _dependent_launches(device: torch.device) -> bool:
     """Whether kernels on ``device`` may start early: asked for, and possible."""
-    return os.environ.get(PDL) == "1" and device.type == "cuda" and devices.of(device).capability >= 90
+    return os.environ.get(PDL) == "1" and device.type == "cuda" and gpus.of(device).capability >= 90
 
 
 def _without_gaps(bias: Weights | None) -> Weights | None:
@@ -238,7 +238,7 @@ def _each(weights: Weights | None) -> tuple[Tensor | None, ...]:
     return weights if isinstance(weights, tuple) else (weights,)
 
 
-def refused(algorithm: Any, problem: Problem, device: Device) -> str | None:
+def refused(algorithm: Any, problem: Problem, gpu: Gpu) -> str | None:
     """Why no Triton kernel of ``algorithm`` can serve whatever the sizes are, or None."""
     if not isinstance(problem, algorithm.problems):
         kinds = {
@@ -246,8 +246,8 @@ def refused(algorithm: Any, problem: Problem, device: Device) -> str | None:
             StemProblem: "stems",
         }  # fmt: skip
         return f"{algorithm.name} is not for {kinds[type(problem)]}"
-    if device.backend not in ("cuda", "hip"):
-        return f"Triton kernels need a CUDA or ROCm GPU, got {device.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
+    if gpu.backend not in ("cuda", "hip"):
+        return f"Triton kernels need a CUDA or ROCm GPU, got {gpu.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
     if problem.dtype not in ("float16", "bfloat16", "float32"):
         return f"dtype {problem.dtype} is not one of float16, bfloat16, float32"
     return None
@@ -290,7 +290,7 @@ def image_vector(problem: ConvProblem) -> int:
     return vector_width(16 // problem.itemsize, [], problem.w)
 
 
-def roofline(problem: Problem, device: Device, **seconds: float) -> Estimate:
+def roofline(problem: Problem, gpu: Gpu, **seconds: float) -> Estimate:
     """The slowest of several resources (name -> seconds), plus one launch, plus a channels_last problem's conversions.
 
     The limiter is the largest of these: the resource, ``launch``, or ``dram`` where the conversions are it.
@@ -300,7 +300,7 @@ def roofline(problem: Problem, device: Device, **seconds: float) -> Estimate:
     terms = {"launch": LAUNCH_SECONDS * (1 + len(copied)), slowest: seconds[slowest]}
     if copied:
         moved = 2 * sum(copied) * problem.itemsize  # read and written
-        terms["dram"] = terms.get("dram", 0.0) + moved / (device.dram_gbps * 1e9)
+        terms["dram"] = terms.get("dram", 0.0) + moved / (gpu.dram_gbps * 1e9)
     return Estimate(sum(terms.values()), max(terms, key=lambda name: terms[name]))
 
 

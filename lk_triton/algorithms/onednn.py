@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..gpu import Device
+from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Convolution, ConvProblem, DenseProblem
 from .base import Estimate, Versioned
@@ -46,10 +46,10 @@ class OnednnAlgorithm(Versioned):
     config_type: type[Any] = OnednnConfig
     problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem)
 
-    def supports(self, problem: Convolution, device: Device) -> str | None:
+    def supports(self, problem: Convolution, gpu: Gpu) -> str | None:
         """None, or why not."""
-        if device.backend != "cpu":
-            return f"it runs on CPUs, got {device.name}"
+        if gpu.backend != "cpu":
+            return f"it runs on CPUs, got {gpu.name}"
         if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
             return "oneDNN is not part of this torch, or switched off (torch.backends.mkldnn)"
         if problem.dtype not in ("float32", "bfloat16"):
@@ -62,11 +62,11 @@ class OnednnAlgorithm(Versioned):
             return "an activation and a residual together are not offered"
         return None
 
-    def configs(self, problem: Convolution, device: Device) -> list[OnednnConfig]:
+    def configs(self, problem: Convolution, gpu: Gpu) -> list[OnednnConfig]:
         """One."""
         return [OnednnConfig()]
 
-    def estimate(self, problem: Convolution, config: OnednnConfig, device: Device) -> Estimate:
+    def estimate(self, problem: Convolution, config: OnednnConfig, gpu: Gpu) -> Estimate:
         """It is the only algorithm beside torch on a CPU: nothing to compare."""
         return Estimate(0.0, "issue")
 

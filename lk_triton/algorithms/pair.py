@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .. import gpu as devices
-from ..gpu import Device
+from .. import gpu as gpus
+from ..gpu import Gpu
 from ..ops.problem import Chain, Convolution, FfnProblem, StemProblem
 from . import registry
 from .base import Estimate, Versioned, Weights, in_turn
@@ -37,23 +37,23 @@ class PairAlgorithm(Versioned):
     def __init__(self, plan: Callable[..., Any]) -> None:
         self._plan = plan
 
-    def plan(self, layer: Convolution, device: Device) -> Any:
+    def plan(self, layer: Convolution, gpu: Gpu) -> Any:
         """The plan of a layer. On a GPU one that reads the weight as it is: a chain holds no packed weights, and must not pack
         in every replay of a graph."""
-        return self._plan(layer, device, packing=device.backend == "cpu")
+        return self._plan(layer, gpu, packing=gpu.backend == "cpu")
 
-    def supports(self, problem: Chain, device: Device) -> str | None:
+    def supports(self, problem: Chain, gpu: Gpu) -> str | None:
         """Serves every problem of its kind."""
         return None if isinstance(problem, self.problems) else f"{self.name} is for {self.meant_for}"
 
-    def configs(self, problem: Chain, device: Device) -> list[PairConfig]:
+    def configs(self, problem: Chain, gpu: Gpu) -> list[PairConfig]:
         """One."""
         return [PairConfig()]
 
-    def estimate(self, problem: Chain, config: PairConfig, device: Device) -> Estimate:
+    def estimate(self, problem: Chain, config: PairConfig, gpu: Gpu) -> Estimate:
         """The sum of the layers."""
-        plans = [(layer, self.plan(layer, device)) for layer in problem.layers]
-        return in_turn(registry.get(p.algorithm).estimate(layer, p.config, device) for layer, p in plans)
+        plans = [(layer, self.plan(layer, gpu)) for layer in problem.layers]
+        return in_turn(registry.get(p.algorithm).estimate(layer, p.config, gpu) for layer, p in plans)
 
     def issued_macs(self, problem: Chain, config: PairConfig) -> int:
         """The nominal ones: what runs is the plans' affair."""
@@ -75,9 +75,9 @@ class PairAlgorithm(Versioned):
         self, problem: Chain, config: PairConfig, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
     ) -> Tensor:
         """Layer after layer; the last one adds the residual."""
-        device, y, last = devices.of(x.device), x, len(bank) - 1
+        gpu, y, last = gpus.of(x.device), x, len(bank) - 1
         for i, (layer, weight, b) in enumerate(zip(problem.layers, bank, bias or (None,) * len(bank), strict=True)):
-            chosen = self.plan(layer, device)
+            chosen = self.plan(layer, gpu)
             algorithm = registry.get(chosen.algorithm)
             packed = algorithm.pack(weight, layer, chosen.config)
             y = algorithm.launch(layer, chosen.config, y, packed, b, residual if i == last else None)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..gpu import Device
+from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Chain, Convolution, ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from .base import MMA_SHARE, Estimate, Versioned, Weights, activation_bytes, in_turn, roofline
@@ -28,26 +28,26 @@ class TorchAlgorithm(Versioned):
     config_type: type[Any] = TorchConfig
     problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem, FfnProblem, StemProblem)
 
-    def supports(self, problem: Problem, device: Device) -> str | None:
+    def supports(self, problem: Problem, gpu: Gpu) -> str | None:
         """Serves every problem."""
         return None
 
-    def configs(self, problem: Problem, device: Device) -> list[TorchConfig]:
+    def configs(self, problem: Problem, gpu: Gpu) -> list[TorchConfig]:
         """One."""
         return [TorchConfig()]
 
-    def estimate(self, problem: Problem, config: TorchConfig, device: Device) -> Estimate:
+    def estimate(self, problem: Problem, config: TorchConfig, gpu: Gpu) -> Estimate:
         """Depthwise: FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM. Dense:
         the matrix units' usual share of their peak. Several layers: one after the other."""
         if isinstance(problem, Chain):
-            return in_turn(self.estimate(layer, config, device) for layer in problem.layers)
+            return in_turn(self.estimate(layer, config, gpu) for layer in problem.layers)
         dense = isinstance(problem, DenseProblem) and problem.dtype != "float32"
-        rate = MMA_SHARE * device.mma_half_tflops if dense else 0.1 * device.fp32_tflops
+        rate = MMA_SHARE * gpu.mma_half_tflops if dense else 0.1 * gpu.fp32_tflops
         fma = 2 * problem.nominal_macs / (max(rate, 0.01) * 1e12)
         unconverted = replace(problem, layout="nchw")  # torch converts nothing
         if isinstance(unconverted, DenseProblem):
             unconverted = replace(unconverted, out_layout="nchw")
-        return roofline(unconverted, device, fma=fma, dram=activation_bytes(problem) / (device.dram_gbps * 1e9))
+        return roofline(unconverted, gpu, fma=fma, dram=activation_bytes(problem) / (gpu.dram_gbps * 1e9))
 
     def issued_macs(self, problem: Problem, config: TorchConfig) -> int:
         """The nominal ones: what runs is torch's affair."""

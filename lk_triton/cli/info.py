@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from .. import gpu as devices
+from .. import gpu as gpus
 from ..functional import Explanation, explain_problem
 from ..models import create_model
 from ..ops.problem import Problem
@@ -38,7 +38,7 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def target(arch: str | None) -> devices.Device:
+def target(arch: str | None) -> gpus.Gpu:
     """The device to explain for: ``arch``, or this machine's first GPU, or its CPU.
 
     Raises:
@@ -46,10 +46,10 @@ def target(arch: str | None) -> devices.Device:
     """
     if arch is not None:
         try:
-            return devices.for_arch(arch)
+            return gpus.for_arch(arch)
         except ValueError as error:
             raise CommandError(str(error)) from None
-    return devices.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return gpus.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def fused_problems(dtype: str) -> Counter[Problem]:
@@ -72,13 +72,13 @@ def python_headers() -> str | None:
     return folder if os.path.exists(os.path.join(folder, "Python.h")) else None
 
 
-def report(device: devices.Device, layers: list[tuple[int, Explanation]]) -> dict[str, Any]:
+def report(gpu: gpus.Gpu, layers: list[tuple[int, Explanation]]) -> dict[str, Any]:
     """The JSON object."""
     return {
         "versions": versions(),
         "c_compiler": c_compiler(),
         "python_headers": python_headers(),
-        "device": {"name": device.name, "arch": device.arch},
+        "device": {"name": gpu.name, "arch": gpu.arch},
         "model": MODEL,
         "input": INPUT,
         "layers": [
@@ -93,14 +93,14 @@ def report(device: devices.Device, layers: list[tuple[int, Explanation]]) -> dic
     }  # fmt: skip
 
 
-def text(device: devices.Device, layers: list[tuple[int, Explanation]]) -> str:
+def text(gpu: gpus.Gpu, layers: list[tuple[int, Explanation]]) -> str:
     """The report for a terminal."""
     facts = [(name, version or "not installed") for name, version in versions().items()]
     facts.append(("C compiler", c_compiler() or "none: Triton needs one at its first launch: apt install gcc"))
     facts.append(
         ("Python headers", python_headers() or "none: Triton needs them at its first launch: apt install python3-dev")
     )
-    facts.append(("device", f"{device.name} ({device.arch})"))
+    facts.append(("device", f"{gpu.name} ({gpu.arch})"))
     rows = [(count, str(e.problem), e.plan.algorithm, others(e)) for count, e in layers]
     return "\n\n".join((
         tabulate(facts, tablefmt="plain"),

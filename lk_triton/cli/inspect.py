@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from tabulate import tabulate
 
-from .. import gpu as devices
+from .. import gpu as gpus
 from ..algorithms import registry
 from ..algorithms.base import TritonAlgorithm
-from ..gpu import Device
+from ..gpu import Gpu
 from ..models import create_model
 from ..ops.problem import Chain, ConvProblem, Epilogue, Problem
 from ..ops.tracing import problems_of
@@ -86,13 +86,13 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError(str(error)) from None
 
 
-def _target(arguments: argparse.Namespace) -> Device:
+def _target(arguments: argparse.Namespace) -> Gpu:
     if arguments.device is not None:
-        if arguments.device not in devices.TABLE:
-            raise CommandError(f"unknown device {arguments.device!r}: expected one of {', '.join(devices.TABLE)}")
-        return devices.TABLE[arguments.device]
+        if arguments.device not in gpus.TABLE:
+            raise CommandError(f"unknown device {arguments.device!r}: expected one of {', '.join(gpus.TABLE)}")
+        return gpus.TABLE[arguments.device]
     try:
-        return devices.for_arch(arguments.arch)
+        return gpus.for_arch(arguments.arch)
     except ValueError as error:
         raise CommandError(str(error)) from None
 
@@ -106,7 +106,7 @@ def _problem(arguments: argparse.Namespace) -> ConvProblem:
     )  # fmt: skip
 
 
-def _layers(arguments: argparse.Namespace, device: Device) -> Counter[Problem]:
+def _layers(arguments: argparse.Namespace, gpu: Gpu) -> Counter[Problem]:
     """The distinct problems of the fused network and how many layers pose each; nothing is computed.
 
     A ConvFFN or a stem that is planned as several kernels is listed as its layers.
@@ -117,7 +117,7 @@ def _layers(arguments: argparse.Namespace, device: Device) -> Counter[Problem]:
         raise CommandError(str(error)) from None
     found: Counter[Problem] = Counter()
     for problem, count in problems_of(network, (arguments.batch, 3, arguments.size, arguments.size)).items():
-        if isinstance(problem, Chain) and not _has_kernel(plan(problem, device).algorithm):
+        if isinstance(problem, Chain) and not _has_kernel(plan(problem, gpu).algorithm):
             found.update(dict.fromkeys(problem.layers, count))
         else:
             found[problem] += count
@@ -128,24 +128,24 @@ def _has_kernel(algorithm: str) -> bool:
     return isinstance(registry.get(algorithm), TritonAlgorithm)
 
 
-def _candidates(problem: Problem, device: Device, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
+def _candidates(problem: Problem, gpu: Gpu, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
     """The ``top`` best estimates of ``algorithm``; of all of them what the tuner would measure, which is of every kind.
 
     With ``prefer``, a problem that ``algorithm`` cannot serve takes all of them, as a layer under ``lk_triton.use`` does.
     """
-    reason = None if algorithm is None else refusal(problem, device, algorithm)
+    reason = None if algorithm is None else refusal(problem, gpu, algorithm)
     if reason is not None and not prefer:
-        raise CommandError(f"{algorithm} cannot serve {problem} on {device.name}: {reason}")
+        raise CommandError(f"{algorithm} cannot serve {problem} on {gpu.name}: {reason}")
     if isinstance(problem, Chain):  # what runs its layers in turn has no kernel of its own
         algorithm, reason = next(name for name in registry.meant_for(problem) if _has_kernel(name)), None
     if algorithm is None or reason is not None:
-        found = tuner.candidates(problem, device, top)
+        found = tuner.candidates(problem, gpu, top)
     else:
-        found = [c for c in tuner.candidates(problem, device, sys.maxsize) if c.algorithm == algorithm][:top]
+        found = [c for c in tuner.candidates(problem, gpu, sys.maxsize) if c.algorithm == algorithm][:top]
     if not found:
-        reasons = {n: refusal(problem, device, n) for n in registry.meant_for(problem) if n != "torch"}
+        reasons = {n: refusal(problem, gpu, n) for n in registry.meant_for(problem) if n != "torch"}
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise CommandError(f"no Triton algorithm serves {problem} on {device.name}: {why}")
+        raise CommandError(f"no Triton algorithm serves {problem} on {gpu.name}: {why}")
     return found
 
 
@@ -168,14 +168,14 @@ def _launches(inspected: Inspected) -> int:
     return sum(count * algorithms[one.algorithm].launches(problem, one.config) for problem, count, one in best)
 
 
-def _network(arguments: argparse.Namespace, device: Device, inspected: Inspected) -> dict[str, Any]:
+def _network(arguments: argparse.Namespace, gpu: Gpu, inspected: Inspected) -> dict[str, Any]:
     layers = [
         {"count": count, "problem": problem_to_json(problem), **_json(one)}
         for problem, count, found in inspected
         for one in found
     ]
     return {
-        "model": arguments.model, "batch": arguments.batch, "size": arguments.size, "device": device.name, "layers": layers,
+        "model": arguments.model, "batch": arguments.batch, "size": arguments.size, "device": gpu.name, "layers": layers,
         "launches": _launches(inspected), "total_estimate_us": round(_total_us(inspected), 2),
     }  # fmt: skip
 
@@ -203,9 +203,9 @@ def _json(one: Inspection) -> dict[str, Any]:
     }
 
 
-def _text(arguments: argparse.Namespace, device: Device, inspected: Inspected) -> str:
+def _text(arguments: argparse.Namespace, gpu: Gpu, inspected: Inspected) -> str:
     """Numbers in a table, configs below it by number."""
-    parts = [f"compiled for {device.name} ({device.arch}); estimates come from the cost model, nothing was measured"]
+    parts = [f"compiled for {gpu.name} ({gpu.arch}); estimates come from the cost model, nothing was measured"]
     listed = [(f"{count} x {problem}", one) for problem, count, found in inspected for one in found]
     rows = [(number, layers, *_row(one)) for number, (layers, one) in enumerate(listed, 1)]
     headers = ("", "layers", *HEADERS)

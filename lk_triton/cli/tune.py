@@ -19,7 +19,7 @@ import torch
 from tabulate import tabulate
 
 from .. import context
-from .. import gpu as devices
+from .. import gpu as gpus
 from ..algorithms import registry
 from ..files import why_not_written
 from ..functional import tune as tune_problems
@@ -68,21 +68,21 @@ def networks(model: str, batches: list[int], sizes: list[int], dtypes: list[str]
 
 def _measure(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
-    place = _place(arguments.device)
-    reason = tuner.why_not(place)
+    device = _place(arguments.device)
+    reason = tuner.why_not(device)
     if reason is not None:
         raise CommandError(f"{reason}; --dry-run lists the candidates without one")
 
-    device = devices.of(place)
-    file = cache.directory() / cache.file_name(device.name)
+    gpu = gpus.of(device)
+    file = cache.directory() / cache.file_name(gpu.name)
     unwritable = why_not_written(file, makes_folders=True)
     if unwritable is not None:
         raise CommandError(f"{unwritable}; set {cache.VARIABLE} to a directory to write to")
     posed = networks(arguments.model, arguments.batch, arguments.size, arguments.dtype)
-    asked = agenda.heaviest_first(posed, device)
-    wanted = agenda.missing(asked, device) if arguments.missing else asked
+    asked = agenda.heaviest_first(posed, gpu)
+    wanted = agenda.missing(asked, gpu) if arguments.missing else asked
     if arguments.json:
-        _print_line(_header(device, asked) | {"file": str(file)})
+        _print_line(_header(gpu, asked) | {"file": str(file)})
     results: list[tuner.Result] = []
     errors: dict[Problem, str] = {}
     lost = False
@@ -90,7 +90,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         if lost or (arguments.seconds is not None and time.monotonic() - start >= arguments.seconds):
             break
         try:
-            (result,) = tune_problems([problem], device=place, top_k=arguments.top)
+            (result,) = tune_problems([problem], device=device, top_k=arguments.top)
         except Exception as error:  # such as out of memory: what the other problems find must not be lost
             errors[problem] = said = f"{type(error).__name__}: {error}".splitlines()[0]
             line = {"type": "error", "problem": problem_to_json(problem), "error": said}
@@ -120,8 +120,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _header(device: devices.Device, asked: list[Problem]) -> dict[str, Any]:
-    return {"type": "device", "device": device.name, "arch": device.arch, "versions": versions(), "problems": len(asked)}
+def _header(gpu: gpus.Gpu, asked: list[Problem]) -> dict[str, Any]:
+    return {"type": "device", "device": gpu.name, "arch": gpu.arch, "versions": versions(), "problems": len(asked)}
 
 
 def _summary(asked: list[Problem], measured: int, failed: int) -> dict[str, Any]:
@@ -129,17 +129,17 @@ def _summary(asked: list[Problem], measured: int, failed: int) -> dict[str, Any]
 
 
 def _print_line(line: dict[str, Any]) -> None:
-    print(json.dumps(line | ({"rehearsal": True} if devices.rehearsal() else {})), flush=True)
+    print(json.dumps(line | ({"rehearsal": True} if gpus.rehearsal() else {})), flush=True)
 
 
 def _place(name: str | None) -> torch.device:
     try:
-        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise CommandError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise CommandError(f"device {str(place)!r} cannot be used: this machine has {torch.cuda.device_count()} GPUs")
-    return place
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CommandError(f"device {str(device)!r} cannot be used: this machine has {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
@@ -161,12 +161,12 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _estimated_device(arguments: argparse.Namespace) -> devices.Device:
+def _estimated_device(arguments: argparse.Namespace) -> gpus.Gpu:
     if arguments.arch is None:
-        device = devices.of(_place(arguments.device))
-        return device if device.backend in ("cuda", "hip") else devices.for_arch(DRY_ARCH)
+        gpu = gpus.of(_place(arguments.device))
+        return gpu if gpu.backend in ("cuda", "hip") else gpus.for_arch(DRY_ARCH)
     try:
-        return devices.for_arch(arguments.arch)
+        return gpus.for_arch(arguments.arch)
     except ValueError as error:
         raise CommandError(str(error)) from None
 

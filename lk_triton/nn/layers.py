@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import gpu as devices
+from .. import gpu as gpus
 from .. import reparam
 from ..algorithms.torch_ import activate, activate_
 from ..functional import dispatch, dispatch_dense
@@ -224,7 +224,7 @@ class PointwiseConv2d(FusedConv2d, Banked):
 
     def _problem(self, shape: Sequence[int]) -> DenseProblem:
         n, c, h, w = check_example(shape, self.in_channels)
-        on_cpu = self.weight.device.type == "cpu" and not devices.interpreted()
+        on_cpu = self.weight.device.type == "cpu" and not gpus.interpreted()
         layout = "channels_last" if on_cpu else "channel_major"
         return DenseProblem(
             n, c, h, w, self.out_channels, dtype=str(self.weight.dtype).removeprefix("torch."), layout=layout,

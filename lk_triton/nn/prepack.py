@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Self
 
-from .. import gpu as devices
+from .. import gpu as gpus
 from ..algorithms import registry
 from ..ops.problem import Problem
 from ..planning.plan import plan
@@ -71,11 +71,11 @@ class Banked(_ConvNd):
 
     def _packed(self, shapes: Sequence[Sequence[int]]) -> _Prepared | None:
         """The weight of now in the format that is fastest over ``shapes``; None where it is read as it is."""
-        weight, device = self.weight, devices.of(self.weight.device)
+        weight, gpu = self.weight, gpus.of(self.weight.device)
         problems = [self._problem(shape) for shape in shapes]
         by_format: dict[str, tuple[Problem, Any, Any]] = {}
         for problem in problems:
-            chosen = plan(problem, device)
+            chosen = plan(problem, gpu)
             algorithm = registry.get(chosen.algorithm)
             bank_format = algorithm.bank_format(chosen.config)
             if bank_format is not None:
@@ -84,8 +84,8 @@ class Banked(_ConvNd):
             return None
 
         def seconds(bank_format: str) -> float:
-            chosen = [(p, plan(p, device, bank_format=bank_format)) for p in problems]
-            return sum(registry.get(c.algorithm).estimate(p, c.config, device).seconds for p, c in chosen)
+            chosen = [(p, plan(p, gpu, bank_format=bank_format)) for p in problems]
+            return sum(registry.get(c.algorithm).estimate(p, c.config, gpu).seconds for p, c in chosen)
 
         best = min(by_format, key=seconds)
         problem, algorithm, config = by_format[best]

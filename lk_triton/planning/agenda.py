@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..algorithms import registry
-from ..gpu import Device
+from ..gpu import Gpu
 from ..ops.problem import Problem
 from . import cache
 from .plan import at_least_one_image, plan
 from .tuner import with_layers
 
 
-def heaviest_first(networks: Iterable[Mapping[Problem, int]], device: Device) -> list[Problem]:
+def heaviest_first(networks: Iterable[Mapping[Problem, int]], gpu: Gpu) -> list[Problem]:
     """The problems of some networks, each once and a chain's layers before it, in the order of their weight.
 
     A network says how many of its layers pose each problem. A problem's weight is the largest share of a network's time that
@@ -20,7 +20,7 @@ def heaviest_first(networks: Iterable[Mapping[Problem, int]], device: Device) ->
     """
     weights: dict[Problem, float] = {}
     for counts in networks:
-        seconds = {problem: count * estimate(problem, device) for problem, count in counts.items()}
+        seconds = {problem: count * estimate(problem, gpu) for problem, count in counts.items()}
         total = sum(seconds.values())
         for problem in seconds:
             for each in with_layers([problem]):
@@ -28,13 +28,13 @@ def heaviest_first(networks: Iterable[Mapping[Problem, int]], device: Device) ->
     return sorted(weights, key=lambda problem: -weights[problem])
 
 
-def estimate(problem: Problem, device: Device) -> float:
+def estimate(problem: Problem, gpu: Gpu) -> float:
     """Seconds of one call by the plan there is, as the cost model sees it."""
     problem = at_least_one_image(problem)
-    chosen = plan(problem, device)
-    return registry.get(chosen.algorithm).estimate(problem, chosen.config, device).seconds
+    chosen = plan(problem, gpu)
+    return registry.get(chosen.algorithm).estimate(problem, chosen.config, gpu).seconds
 
 
-def missing(problems: Iterable[Problem], device: Device) -> list[Problem]:
+def missing(problems: Iterable[Problem], gpu: Gpu) -> list[Problem]:
     """The problems of which the user's cache holds no measurement that counts."""
-    return [problem for problem in problems if not cache.user_entries(at_least_one_image(problem), device)]
+    return [problem for problem in problems if not cache.user_entries(at_least_one_image(problem), gpu)]

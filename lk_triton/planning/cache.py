@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ..gpu import Device, rehearsal
+from ..gpu import Gpu, rehearsal
 from ..log import logger
 from ..ops.problem import Problem
 from . import entry as entries
@@ -125,9 +125,9 @@ def ignored() -> bool:
     return distributed() and not os.environ.get(VARIABLE)
 
 
-def user_entries(problem: Problem, device: Device) -> tuple[Entry, ...]:
+def user_entries(problem: Problem, gpu: Gpu) -> tuple[Entry, ...]:
     """What the user's cache holds for exactly ``problem``, the fastest first; nothing where it is ``ignored``."""
-    return () if ignored() or _unmeasured.get() else _entries(directory(), problem, device)
+    return () if ignored() or _unmeasured.get() else _entries(directory(), problem, gpu)
 
 
 def shipped_tables() -> list[Table]:
@@ -136,9 +136,9 @@ def shipped_tables() -> list[Table]:
     return [table for file in files if (table := _table(file)) is not None]
 
 
-def shipped_entries(problem: Problem, device: Device) -> tuple[Entry, ...]:
-    """What the table that ships for ``device`` holds for exactly ``problem``, the fastest first."""
-    return () if _unmeasured.get() else _entries(TABLES, problem, device)
+def shipped_entries(problem: Problem, gpu: Gpu) -> tuple[Entry, ...]:
+    """What the table that ships for ``gpu`` holds for exactly ``problem``, the fastest first."""
+    return () if _unmeasured.get() else _entries(TABLES, problem, gpu)
 
 
 def user_tables() -> dict[Path, Table | None]:
@@ -146,24 +146,24 @@ def user_tables() -> dict[Path, Table | None]:
     return {file: _table(file) for file in sorted(directory().glob("*.json"))}
 
 
-def record(device: Device, found: Sequence[Entry]) -> Path | None:
-    """Add entries to the user's table of ``device``; they replace what it holds for the same problems.
+def record(gpu: Gpu, found: Sequence[Entry]) -> Path | None:
+    """Add entries to the user's table of ``gpu``; they replace what it holds for the same problems.
 
     Returns the file, or None where it could not be written: a warning says why, and this process uses the entries anyway.
     """
     global _generation
-    file = directory() / file_name(device.name)
+    file = directory() / file_name(gpu.name)
     added = [entries.to_json(e) for e in found]
     problems = [raw["problem"] for raw in added]
     try:
         with _locked(file.parent):
-            kept = [r for r in _old_entries(file, device.name) if not (isinstance(r, dict) and r.get("problem") in problems)]
-            _replace(file, text(device.name, device.arch, kept + added))
+            kept = [r for r in _old_entries(file, gpu.name) if not (isinstance(r, dict) and r.get("problem") in problems)]
+            _replace(file, text(gpu.name, gpu.arch, kept + added))
         written = file
     except (OSError, RecursionError) as error:
         logger.warning("cannot save what was measured in %s (%s); set %s to a directory to write to", file, error, VARIABLE)
         written = None
-    table = _table(file) or Table(device.name, device.arch, {})
+    table = _table(file) or Table(gpu.name, gpu.arch, {})
     _loaded[file] = replace(table, entries=table.entries | _by_problem(found))
     _generation += 1
     return written
@@ -198,9 +198,9 @@ def clear(device: str | None = None) -> list[Path]:
     return removed
 
 
-def _entries(folder: Path, problem: Problem, device: Device) -> tuple[Entry, ...]:
-    table = _table(folder / file_name(device.name))
-    return table.entries.get(problem, ()) if table and table.device == device.name else ()
+def _entries(folder: Path, problem: Problem, gpu: Gpu) -> tuple[Entry, ...]:
+    table = _table(folder / file_name(gpu.name))
+    return table.entries.get(problem, ()) if table and table.device == gpu.name else ()
 
 
 def _table(file: Path) -> Table | None:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from ..algorithms import registry
 from ..algorithms.base import Config
-from ..gpu import Device
+from ..gpu import Gpu
 from ..ops.problem import Problem
 from . import cache
 from .entry import Entry
@@ -40,14 +40,14 @@ class Choice:
     """
 
     problem: Problem
-    device: Device
+    gpu: Gpu
     names: tuple[str, ...]
     formats: frozenset[str | None] | None = None
 
     @cached_property
     def candidates(self) -> list[Pair]:
         """Every legal config that is allowed."""
-        pairs = ((name, c) for name in self.names for c in registry.get(name).configs(self.problem, self.device))
+        pairs = ((name, c) for name in self.names for c in registry.get(name).configs(self.problem, self.gpu))
         return [pair for pair in pairs if self._allows(pair)]
 
     def measured(self) -> tuple[Pair, str] | None:
@@ -56,8 +56,8 @@ class Choice:
         Where the fastest is not legal, the rest does not count either: it was measured where more fits.
         """
         for source, entries in (
-            ("user cache", cache.user_entries(self.problem, self.device)),
-            ("shipped table", cache.shipped_entries(self.problem, self.device)),
+            ("user cache", cache.user_entries(self.problem, self.gpu)),
+            ("shipped table", cache.shipped_entries(self.problem, self.gpu)),
         ):
             found = self._of(entries)
             if found and (pair := self._legal(found[0])) is not None:
@@ -76,7 +76,7 @@ class Choice:
         """
         best = self.estimated()
         bound = SLOWER * self._seconds(best)
-        for entries in nearest(self.problem, self.device, cache.shipped_tables()):
+        for entries in nearest(self.problem, self.gpu, cache.shipped_tables()):
             there = replace(self, problem=entries[0].problem, names=best[:1])
             found = there._of(entries)
             if found and (pair := self._legal(found[0])) is not None and self._seconds(pair) <= bound:
@@ -95,7 +95,7 @@ class Choice:
         return next((pair for pair in self.candidates if pair == _pair(entry)), None)
 
     def _seconds(self, pair: Pair) -> float:
-        return registry.get(pair[0]).estimate(self.problem, pair[1], self.device).seconds
+        return registry.get(pair[0]).estimate(self.problem, pair[1], self.gpu).seconds
 
 
 def as_fast(entries: Sequence[Entry]) -> list[Entry]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import log2
 
-from ..gpu import Device
+from ..gpu import Gpu
 from ..ops.problem import ConvProblem, Problem
 from .cache import Table
 from .entry import Entry
@@ -38,14 +38,14 @@ def alike(a: Problem, b: Problem) -> bool:
     return replace(a, **{size: getattr(b, size) for size in sizes}) == b
 
 
-def nearest(problem: Problem, device: Device, tables: Iterable[Table]) -> Iterator[tuple[Entry, ...]]:
+def nearest(problem: Problem, gpu: Gpu, tables: Iterable[Table]) -> Iterator[tuple[Entry, ...]]:
     """The entries of each problem that is alike, the nearest first; those of the same device go before others."""
     found = []
     for table in tables:
-        if family(table.arch) != family(device.arch):
+        if family(table.arch) != family(gpu.arch):
             continue
         for other, entries in table.entries.items():
             far = distance(problem, other)
             if alike(other, problem) and far <= FARTHEST:
-                found.append(((far, table.device != device.name, table.device, repr(other)), entries))
+                found.append(((far, table.device != gpu.name, table.device, repr(other)), entries))
     yield from (entries for _, entries in sorted(found, key=lambda pair: pair[0]))

@@ -21,7 +21,7 @@ from ..algorithms import registry
 from ..algorithms.base import Config
 from ..algorithms.dense.cublas import rounds_products
 from ..algorithms.pair import PairAlgorithm, TripleAlgorithm
-from ..gpu import Device
+from ..gpu import Gpu
 from ..ops.problem import Problem
 from . import cache
 from .choice import AS_IT_IS, Choice
@@ -106,9 +106,9 @@ def _names(named: str) -> frozenset[str]:
 
 
 def plan(
-    problem: Problem, device: Device, algorithm: str = "auto", bank_format: str | None = None, packing: bool = True
+    problem: Problem, gpu: Gpu, algorithm: str = "auto", bank_format: str | None = None, packing: bool = True
 ) -> Plan:
-    """The plan for ``problem`` on ``device``.
+    """The plan for ``problem`` on ``gpu``.
 
     Args:
         algorithm: an algorithm's name forces it, also one of LK_TRITON_WITHOUT; ``auto`` honours the preference, then takes
@@ -123,17 +123,17 @@ def plan(
     rounds = problem.dtype == "float32" and rounds_products()
     state = environment.state(), cache.state(), torch.backends.mkldnn.enabled, rounds
     if algorithm != "auto":
-        return _forced(problem, device, algorithm, bank_format, state)
-    without = excluded() | _distrusted.get((problem, device), frozenset()) if _distrusted else excluded()
-    return _auto(problem, device, preferred(), without, bank_format, packing, state)
+        return _forced(problem, gpu, algorithm, bank_format, state)
+    without = excluded() | _distrusted.get((problem, gpu), frozenset()) if _distrusted else excluded()
+    return _auto(problem, gpu, preferred(), without, bank_format, packing, state)
 
 
-_distrusted: dict[tuple[Problem, Device], frozenset[str]] = {}
+_distrusted: dict[tuple[Problem, Gpu], frozenset[str]] = {}
 
 
-def distrust(problem: Problem, device: Device, name: str) -> None:
-    """Have no automatic choice of this process take the algorithm called ``name`` for ``problem`` on ``device`` again."""
-    _distrusted[problem, device] = _distrusted.get((problem, device), frozenset()) | {name}
+def distrust(problem: Problem, gpu: Gpu, name: str) -> None:
+    """Have no automatic choice of this process take the algorithm called ``name`` for ``problem`` on ``gpu`` again."""
+    _distrusted[problem, gpu] = _distrusted.get((problem, gpu), frozenset()) | {name}
 
 
 def at_least_one_image(problem: Problem) -> Problem:
@@ -143,39 +143,39 @@ def at_least_one_image(problem: Problem) -> Problem:
 
 # ``state`` only makes what is remembered depend on what the cache's answers, and the algorithms' refusals, depend on.
 @lru_cache(maxsize=4096)
-def _forced(problem: Problem, device: Device, name: str, bank_format: str | None, state: object) -> Plan:
-    reason = refusal(problem, device, name)
+def _forced(problem: Problem, gpu: Gpu, name: str, bank_format: str | None, state: object) -> Plan:
+    reason = refusal(problem, gpu, name)
     if reason:
         raise ValueError(f"algorithm={name!r} cannot serve {problem}: {reason}; pass algorithm='auto' to choose another")
-    return replace(_choose(_reading(Choice(problem, device, (name,)), bank_format)), source="explicit")
+    return replace(_choose(_reading(Choice(problem, gpu, (name,)), bank_format)), source="explicit")
 
 
 @lru_cache(maxsize=4096)
 def _auto(
-    problem: Problem, device: Device, preference: str, without: frozenset[str], bank_format: str | None, packing: bool,
+    problem: Problem, gpu: Gpu, preference: str, without: frozenset[str], bank_format: str | None, packing: bool,
     state: object,
 ) -> Plan:  # fmt: skip
-    serving = [n for n in registry.meant_for(problem) if n not in without and refusal(problem, device, n) is None]
+    serving = [n for n in registry.meant_for(problem) if n not in without and refusal(problem, gpu, n) is None]
     if not packing:
-        serving = [n for n in serving if Choice(problem, device, (n,), AS_IT_IS).candidates]
+        serving = [n for n in serving if Choice(problem, gpu, (n,), AS_IT_IS).candidates]
     free = tuple(n for n in serving if n != "torch") or ("torch",)
-    choice = Choice(problem, device, (preference,) if preference in serving else free)
+    choice = Choice(problem, gpu, (preference,) if preference in serving else free)
     chosen = _choose(_reading(choice, bank_format) if packing else replace(choice, formats=AS_IT_IS))
     return replace(chosen, source="preference") if preference in serving else chosen
 
 
-def refusal(problem: Problem, device: Device, name: str) -> str | None:
+def refusal(problem: Problem, gpu: Gpu, name: str) -> str | None:
     """Why the algorithm called ``name`` cannot serve ``problem``, or None where it can."""
     algorithm = registry.get(name)
-    reason = algorithm.supports(problem, device)
-    if reason is None and not algorithm.configs(problem, device):
-        reason = f"none of its configs fits {device.name}"
+    reason = algorithm.supports(problem, gpu)
+    if reason is None and not algorithm.configs(problem, gpu):
+        reason = f"none of its configs fits {gpu.name}"
     return reason
 
 
-def not_chosen(problem: Problem, device: Device, name: str) -> str | None:
+def not_chosen(problem: Problem, gpu: Gpu, name: str) -> str | None:
     """Why no automatic choice takes the algorithm called ``name``, or None where one may."""
-    return f"{WITHOUT} leaves it out" if name in excluded() else refusal(problem, device, name)
+    return f"{WITHOUT} leaves it out" if name in excluded() else refusal(problem, gpu, name)
 
 
 def _reading(choice: Choice, bank_format: str | None) -> Choice:

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .. import context
-from .. import gpu as devices
+from .. import gpu as gpus
 from ..algorithms import registry
 from ..algorithms.base import Config, Weights
-from ..gpu import Device
+from ..gpu import Gpu
 from ..log import logger
 from ..ops.problem import Chain, Problem
 from . import cache, timing
@@ -109,8 +109,8 @@ Progress = Callable[[int, int, Result], object]
 """Called after each problem: how many are done, how many there are, what was found."""
 
 
-def why_not(place: torch.device) -> str | None:
-    """Why nothing may be measured on ``place`` now, or None."""
+def why_not(device: torch.device) -> str | None:
+    """Why nothing may be measured on ``device`` now, or None."""
     if torch.are_deterministic_algorithms_enabled():
         return (
             "tuning is off in deterministic mode (torch.use_deterministic_algorithms), where a clock must not decide what "
@@ -118,8 +118,8 @@ def why_not(place: torch.device) -> str | None:
         )
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return "cannot time kernels while a CUDA graph is being captured: tune before the capture"
-    if devices.of(place).backend not in ("cuda", "hip"):
-        return f"nothing to tune on {place}: Triton kernels need a CUDA or ROCm GPU"
+    if gpus.of(device).backend not in ("cuda", "hip"):
+        return f"nothing to tune on {device}: Triton kernels need a CUDA or ROCm GPU"
     return None
 
 
@@ -131,7 +131,7 @@ def with_layers(problems: Iterable[Problem]) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
-def candidates(problem: Problem, device: Device, top_k: int = TOP_K) -> list[Candidate]:
+def candidates(problem: Problem, gpu: Gpu, top_k: int = TOP_K) -> list[Candidate]:
     """The ``top_k`` most promising configs of all Triton algorithms that may be chosen, the best estimate first.
 
     The best of each algorithm and bank format is among them, as far as ``top_k`` allows, and at most ``TWINS`` of one kind
@@ -140,9 +140,9 @@ def candidates(problem: Problem, device: Device, top_k: int = TOP_K) -> list[Can
     found, left_out = [], {"torch", *excluded()}
     twins: Counter[tuple[object, ...]] = Counter()
     for name, algorithm in registry.meant_for(problem).items():
-        if name not in left_out and algorithm.supports(problem, device) is None:
-            for config in algorithm.configs(problem, device):
-                seconds, limiter = algorithm.estimate(problem, config, device)
+        if name not in left_out and algorithm.supports(problem, gpu) is None:
+            for config in algorithm.configs(problem, gpu):
+                seconds, limiter = algorithm.estimate(problem, config, gpu)
                 candidate = Candidate(name, config, seconds * 1e6, limiter)
                 twin = (*kind(candidate), seconds)
                 twins[twin] += 1
@@ -162,7 +162,7 @@ def kind(candidate: Candidate) -> tuple[str, str | None]:
 @torch.inference_mode()
 def tune_problems(
     problems: Sequence[Problem],
-    place: torch.device,
+    device: torch.device,
     *,
     top_k: int = TOP_K,
     rounds: int = ROUNDS,
@@ -171,7 +171,7 @@ def tune_problems(
     seconds: float | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
-    """Tune each distinct problem on ``place``; results are saved one by one, so that a crash loses one at most.
+    """Tune each distinct problem on ``device``; results are saved one by one, so that a crash loses one at most.
 
     After ``seconds`` no other problem is started, and the results so far are returned.
 
@@ -179,7 +179,7 @@ def tune_problems(
         ContextLost: a kernel ended the GPU's context, with an illegal access for instance.
         RuntimeError: under CUDA-graph capture, in deterministic mode, where there is no GPU, or where saving would be in vain.
     """
-    reason = why_not(place)
+    reason = why_not(device)
     if reason is None and save and cache.ignored():
         reason = (
             f"in a distributed job only a cache that {cache.VARIABLE} names is used, so that all ranks take the same plans: "
@@ -187,23 +187,23 @@ def tune_problems(
         )
     if reason is not None:
         raise RuntimeError(reason)
-    device = devices.of(place)
+    gpu = gpus.of(device)
     distinct = list(dict.fromkeys(map(at_least_one_image, problems)))
     results: list[Result] = []
     start = time.monotonic()
     for number, problem in enumerate(distinct, 1):
         if seconds is not None and time.monotonic() - start >= seconds:
             break
-        with torch.autocast(place.type, enabled=False):
-            trials = measure(problem, candidates(problem, device, top_k), place, rounds, timer)
-        results.append(_conclude(problem, device, trials, save))
+        with torch.autocast(device.type, enabled=False):
+            trials = measure(problem, candidates(problem, gpu, top_k), device, rounds, timer)
+        results.append(_conclude(problem, gpu, trials, save))
         if progress is not None:
             progress(number, len(distinct), results[-1])
     return results
 
 
 def measure(
-    problem: Problem, found: Sequence[Candidate], place: torch.device, rounds: int, timer: TimerFactory | None = None
+    problem: Problem, found: Sequence[Candidate], device: torch.device, rounds: int, timer: TimerFactory | None = None
 ) -> list[Trial]:
     """Compile, check and time candidates. One that is wrong or fails is rejected with the reason; the others go on.
 
@@ -213,30 +213,30 @@ def measure(
     if not found:
         return []
     timer = timer or partial(timing.timer, pool=timing.Pool())
-    generator = torch.Generator(place).manual_seed(SEED)
+    generator = torch.Generator(device).manual_seed(SEED)
     try:
-        gate = Gate(problem, place, generator)
+        gate = Gate(problem, device, generator)
     except Exception as error:  # out of memory: none can be checked, so none is timed
-        return [Trial(candidate, rejected=_rejection(problem, None, place, error)) for candidate in found]
+        return [Trial(candidate, rejected=_rejection(problem, None, device, error)) for candidate in found]
     rejected: dict[Candidate, str] = {}
     runs = _first_runs(problem, found, gate, rejected)
     timers: dict[str, Timer] = {}
-    images = _Images(problem, place, generator)
+    images = _Images(problem, device, generator)
     for candidate, bank in runs.items():
         try:
             verdict = gate.check(lambda x, c=candidate, b=bank: launch(problem, c, x, b, gate.bias, gate.residual))
             if verdict.ok:
-                timers[str(len(timers))] = _timer(problem, candidate, bank, gate, images, place, timer)
+                timers[str(len(timers))] = _timer(problem, candidate, bank, gate, images, device, timer)
             else:
                 rejected[candidate] = f"wrong: error {verdict.error:.2e}, allowed {verdict.allowed:.2e}"
-                logger.warning("%s on %s, %s: %s; please report it", problem, place, candidate, rejected[candidate])
+                logger.warning("%s on %s, %s: %s; please report it", problem, device, candidate, rejected[candidate])
         except Exception as error:
-            rejected[candidate] = _rejection(problem, candidate, place, error)
+            rejected[candidate] = _rejection(problem, candidate, device, error)
     right = [candidate for candidate in runs if candidate not in rejected]
     try:
         timings = dict(zip(right, timing.interleave(timers, rounds).values(), strict=True))
     except Exception as error:
-        _rejection(problem, None, place, error)
+        _rejection(problem, None, device, error)
         raise
     return [Trial(c, timings.get(c), rejected.get(c)) for c in found]
 
@@ -257,9 +257,9 @@ def _first_runs(
     its passes run (7 toeplitz kernels for sm_90 on 2 cores: 4.3 s with one thread, 2.2 s with two; Triton 3.8). The
     interpreter of TRITON_INTERPRET patches Triton itself while it runs, so there is one thread then.
     """
-    place = gate.x.device
-    if place.type == "cuda":  # the threads have a stream of their own, this one has drawn what they read
-        torch.cuda.current_stream(place).synchronize()
+    device = gate.x.device
+    if device.type == "cuda":  # the threads have a stream of their own, this one has drawn what they read
+        torch.cuda.current_stream(device).synchronize()
     ends: list[ContextLost] = []
 
     @torch.inference_mode()  # of each thread by itself
@@ -267,17 +267,17 @@ def _first_runs(
         try:
             bank = registry.get(candidate.algorithm).pack(gate.weight, problem, candidate.config)
             launch(problem, candidate, gate.x, bank, gate.bias, gate.residual)
-            if place.type == "cuda":
-                torch.cuda.current_stream(place).synchronize()
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
             return bank
         except Exception as error:
             try:
-                return _rejection(problem, candidate, place, error)
+                return _rejection(problem, candidate, device, error)
             except ContextLost as end:
                 ends.append(end)
                 return str(end)
 
-    workers = 1 if devices.interpreted() else min(len(found), os.cpu_count() or 1)
+    workers = 1 if gpus.interpreted() else min(len(found), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         outcomes = dict(zip(found, pool.map(first_run, found), strict=True))
     if ends:
@@ -289,8 +289,8 @@ def _first_runs(
 class _Images:
     """Random x and residual of a problem, as many as the hungriest candidate rotates through, shared by all."""
 
-    def __init__(self, problem: Problem, place: torch.device, generator: torch.Generator) -> None:
-        self._problem, self._place, self._generator = problem, place, generator
+    def __init__(self, problem: Problem, device: torch.device, generator: torch.Generator) -> None:
+        self._problem, self._place, self._generator = problem, device, generator
         self._drawn: list[tuple[Tensor, Tensor | None]] = []
 
     def take(self, count: int) -> list[tuple[Tensor, Tensor | None]]:
@@ -307,12 +307,12 @@ def _timer(
     bank: Weights,
     gate: Gate,
     images: _Images,
-    place: torch.device,
+    device: torch.device,
     timer: TimerFactory,
 ) -> Timer:
     """Times a candidate over rotating images and banks: in a network other layers flush L2 between two calls of this one."""
     read = sum(t.nbytes for t in {gate.x, gate.residual, *tree_leaves(bank)} if t is not None)
-    count = timing.buffers_for(read + prod(problem.out_shape) * problem.itemsize, place)
+    count = timing.buffers_for(read + prod(problem.out_shape) * problem.itemsize, device)
     drawn = images.take(count)
     banks = [bank, *(tree_map_only(Tensor, Tensor.clone, bank) for _ in range(count - 1))]
 
@@ -320,21 +320,21 @@ def _timer(
         x, residual = drawn[i]
         return launch(problem, candidate, x, banks[i], gate.bias, residual)
 
-    return timer(call, count, place)
+    return timer(call, count, device)
 
 
-def _conclude(problem: Problem, device: Device, trials: list[Trial], save: bool) -> Result:
+def _conclude(problem: Problem, gpu: Gpu, trials: list[Trial], save: bool) -> Result:
     """Save the fastest of each kind, and say what will run."""
     timed = sorted((us, i) for i, trial in enumerate(trials) if (us := trial.microseconds) is not None)
     fastest: dict[tuple[str, str | None], Entry] = {}
     for _, i in timed:
         fastest.setdefault(kind(trials[i].candidate), _entry(problem, trials[i]))
     if save and fastest:
-        cache.record(device, list(fastest.values()))
-    notes = {name: why for name in registry.meant_for(problem) if (why := not_chosen(problem, device, name)) is not None}
+        cache.record(gpu, list(fastest.values()))
+    notes = {name: why for name in registry.meant_for(problem) if (why := not_chosen(problem, gpu, name)) is not None}
     if not timed:
-        chosen = plan(problem, device)
-        estimate = registry.get(chosen.algorithm).estimate(problem, chosen.config, device).seconds * 1e6
+        chosen = plan(problem, gpu)
+        estimate = registry.get(chosen.algorithm).estimate(problem, chosen.config, gpu).seconds * 1e6
         return Result(problem, chosen, None, estimate, tuple(trials), notes)
     microseconds, i = timed[0]
     best = trials[i].candidate
@@ -360,13 +360,13 @@ def _five_digits(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _rejection(problem: Problem, candidate: Candidate | None, place: torch.device, error: Exception) -> str:
+def _rejection(problem: Problem, candidate: Candidate | None, device: torch.device, error: Exception) -> str:
     """Why a candidate that raised is rejected.
 
     Raises:
         ContextLost: the error ended the GPU's context.
     """
-    reason = context.lost(place)
+    reason = context.lost(device)
     if reason is not None:
         raise ContextLost(problem, candidate, reason) from error
     return f"{type(error).__name__}: {error}".splitlines()[0]

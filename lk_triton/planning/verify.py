@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .. import gpu as devices
+from .. import gpu as gpus
 from ..algorithms import registry
 from ..algorithms.base import Config, TritonAlgorithm, Weights
 from ..algorithms.pair import PairAlgorithm
-from ..gpu import Device
+from ..gpu import Gpu
 from ..log import logger
 from ..ops import layout
 from ..ops.problem import Chain, ConvProblem, Problem
@@ -98,9 +98,9 @@ def due(problem: Problem, chosen: plan.Plan, x: Tensor) -> bool:
         asked = mode()
         if asked == (False, 0.0) or _may_not(x):
             return False
-        device = devices.of(x.device)
-        kernel = bool(_kernels(problem, chosen.algorithm, chosen.config, device))
-        if kernel and not _known(problem, chosen, device):
+        gpu = gpus.of(x.device)
+        kernel = bool(_kernels(problem, chosen.algorithm, chosen.config, gpu))
+        if kernel and not _known(problem, chosen, gpu):
             return True
         _settled[key] = kernel
     share = mode().share
@@ -121,7 +121,7 @@ def agrees(
     Raises:
         RuntimeError: it is wrong, and ``forced`` by the caller.
     """
-    device = devices.of(x.device)
+    gpu = gpus.of(x.device)
     try:
         with torch.no_grad():
             probe = x if _tells(x) else _noise(problem, x)
@@ -129,27 +129,27 @@ def agrees(
             if verdict is None:
                 return True
     except torch.OutOfMemoryError:
-        logger.warning("%s of %s could not be checked on %s: out of memory", chosen.algorithm, problem, device.name)
+        logger.warning("%s of %s could not be checked on %s: out of memory", chosen.algorithm, problem, gpu.name)
         _settled[problem, chosen.algorithm, chosen.config, x.device] = True
         return True
     if verdict.ok:
         _settled[problem, chosen.algorithm, chosen.config, x.device] = True
-        _remember(problem, chosen, device)
+        _remember(problem, chosen, gpu)
         return True
-    reason = told(problem, chosen, device, verdict)
+    reason = told(problem, chosen, gpu, verdict)
     if forced:
         raise RuntimeError(f"{reason}; pass algorithm='auto' to have another serve")
-    plan.distrust(problem, device, chosen.algorithm)
+    plan.distrust(problem, gpu, chosen.algorithm)
     logger.warning("%s; another algorithm serves this problem from now on", reason)
     return False
 
 
-def told(problem: Problem, chosen: plan.Plan, device: Device, verdict: Verdict) -> str:
+def told(problem: Problem, chosen: plan.Plan, gpu: Gpu, verdict: Verdict) -> str:
     """What was found, with all versions that it depends on."""
     software = ", ".join(f"{name} {version}" for name, version in versions().items())
     algorithm, config = registry.get(chosen.algorithm), chosen.config
     return (
-        f"{algorithm.form(config)} (version {algorithm.version(config)}, {config}) computes {problem} wrong on {device.name} "
+        f"{algorithm.form(config)} (version {algorithm.version(config)}, {config}) computes {problem} wrong on {gpu.name} "
         f"with {software}: its relative error is {verdict.error:.2g}, at most {verdict.allowed:.2g} is allowed"
     )
 
@@ -239,7 +239,7 @@ def _on_gpu(x: Tensor) -> bool:
 def _may_not(x: Tensor) -> bool:
     """Whether nothing can be compared now: tensors without values, interpreted kernels, a CUDA graph that is captured."""
     plain = type(x) in (Tensor, torch.nn.Parameter)
-    return not plain or devices.interpreted() or torch.cuda.is_current_stream_capturing()
+    return not plain or gpus.interpreted() or torch.cuda.is_current_stream_capturing()
 
 
 def _tells(x: Tensor) -> bool:
@@ -254,28 +254,28 @@ def _noise(problem: Problem, x: Tensor) -> Tensor:
     return layout.empty((problem.n, problem.c, problem.h, problem.w), problem.layout, x).normal_(generator=generator)
 
 
-def _kernels(problem: Problem, name: str, config: Config, device: Device) -> list[tuple[str, int, bool]]:
+def _kernels(problem: Problem, name: str, config: Config, gpu: Gpu) -> list[tuple[str, int, bool]]:
     """(form, version, whether confirmed anywhere counts) of every kernel of ours that a call runs."""
     algorithm = registry.get(name)
     if isinstance(algorithm, PairAlgorithm) and isinstance(problem, Chain):
-        plans = [(layer, algorithm.plan(layer, device)) for layer in problem.layers]
-        return [kernel for layer, p in plans for kernel in _kernels(layer, p.algorithm, p.config, device)]
+        plans = [(layer, algorithm.plan(layer, gpu)) for layer in problem.layers]
+        return [kernel for layer, p in plans for kernel in _kernels(layer, p.algorithm, p.config, gpu)]
     if not isinstance(algorithm, TritonAlgorithm):
         return []
     return [(algorithm.form(config), algorithm.version(config), not algorithm.hand_synchronized)]
 
 
-def _known(problem: Problem, chosen: plan.Plan, device: Device) -> bool:
+def _known(problem: Problem, chosen: plan.Plan, gpu: Gpu) -> bool:
     """Whether result files prove all kernels, or this problem was checked before."""
-    kernels = _kernels(problem, chosen.algorithm, chosen.config, device)
-    if all(confirmed(form, version, device.arch, everywhere) for form, version, everywhere in kernels):
+    kernels = _kernels(problem, chosen.algorithm, chosen.config, gpu)
+    if all(confirmed(form, version, gpu.arch, everywhere) for form, version, everywhere in kernels):
         return True
-    return not cache.ignored() and _line(problem, chosen, device) in _lines(_file(device))
+    return not cache.ignored() and _line(problem, chosen, gpu) in _lines(_file(gpu))
 
 
-def _file(device: Device) -> Path:
-    """What was checked on ``device``: a JSON object a line."""
-    return cache.directory() / "verified" / f"{cache.file_name(device.name)}l"
+def _file(gpu: Gpu) -> Path:
+    """What was checked on ``gpu``: a JSON object a line."""
+    return cache.directory() / "verified" / f"{cache.file_name(gpu.name)}l"
 
 
 def _lines(file: Path) -> set[str]:
@@ -287,18 +287,18 @@ def _lines(file: Path) -> set[str]:
     return _remembered[file]
 
 
-def _line(problem: Problem, chosen: plan.Plan, device: Device) -> str:
+def _line(problem: Problem, chosen: plan.Plan, gpu: Gpu) -> str:
     kernels: dict[str, Any] = {
-        form: version for form, version, _ in _kernels(problem, chosen.algorithm, chosen.config, device)
+        form: version for form, version, _ in _kernels(problem, chosen.algorithm, chosen.config, gpu)
     }
     software = {name: version for name, version in versions().items() if name != "lk_triton"}
     found = {"problem": problem_to_json(problem), "algorithm": chosen.algorithm, "config": asdict(chosen.config)}
     return json.dumps({**found, "versions": kernels, **software})
 
 
-def _remember(problem: Problem, chosen: plan.Plan, device: Device) -> None:
+def _remember(problem: Problem, chosen: plan.Plan, gpu: Gpu) -> None:
     """For other processes, where a file can be written."""
-    file, line = _file(device), _line(problem, chosen, device)
+    file, line = _file(gpu), _line(problem, chosen, gpu)
     if cache.ignored() or line in _lines(file):
         return
     _lines(file).add(line)

@@ -17,10 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import gpu as devices
+from .. import gpu as gpus
 from ..algorithms import registry
 from ..algorithms.base import Config, KernelLaunch, TritonAlgorithm, planar
-from ..gpu import Device
+from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Chain, Problem
 from ..planning.tuner import Candidate
@@ -49,16 +49,16 @@ class Report:
     loop: Mix
     disassembly: str
 
-    def programs_per_sm(self, device: Device) -> int:
-        """How many programs one SM of ``device`` holds at once."""
+    def programs_per_sm(self, gpu: Gpu) -> int:
+        """How many programs one SM of ``gpu`` holds at once."""
         # an SM has four parts; registers are handed out to a warp, eight per thread at a time
-        per_warp = -(-self.registers // 8) * 8 * device.warp_size
-        warps = min(device.registers_per_sm // 4 // per_warp * 4, device.warps_per_sm)
+        per_warp = -(-self.registers // 8) * 8 * gpu.warp_size
+        warps = min(gpu.registers_per_sm // 4 // per_warp * 4, gpu.warps_per_sm)
         # CUDA keeps 1 KiB of each program's shared memory for itself
-        shared = self.shared_bytes + (1024 if device.backend == "cuda" else 0)
-        limits = [warps // self.num_warps, device.programs_per_sm]
-        limits += [device.shared_per_sm // shared] if shared else []
-        limits += [device.tensor_columns // self.tensor_columns] if self.tensor_columns else []
+        shared = self.shared_bytes + (1024 if gpu.backend == "cuda" else 0)
+        limits = [warps // self.num_warps, gpu.programs_per_sm]
+        limits += [gpu.shared_per_sm // shared] if shared else []
+        limits += [gpu.tensor_columns // self.tensor_columns] if self.tensor_columns else []
         return min(limits)
 
 
@@ -81,20 +81,20 @@ class Inspection:
     bank_bytes: int
 
 
-def inspect(problem: Problem, candidate: Candidate, device: Device) -> Inspection:
-    """Compile ``candidate`` for ``device``, and put the algorithm's own numbers beside the compiler's.
+def inspect(problem: Problem, candidate: Candidate, gpu: Gpu) -> Inspection:
+    """Compile ``candidate`` for ``gpu``, and put the algorithm's own numbers beside the compiler's.
 
     Raises:
         RuntimeError, ValueError: as ``compile_launch`` and ``meta_launch``.
     """
     algorithm = registry.get(candidate.algorithm)
-    report = compile_launch(meta_launch(problem, candidate.algorithm, candidate.config), device.arch)
-    programs = report.programs_per_sm(device)
+    report = compile_launch(meta_launch(problem, candidate.algorithm, candidate.config), gpu.arch)
+    programs = report.programs_per_sm(gpu)
     return Inspection(
         candidate,
         report,
         programs=programs,
-        warps=programs * report.num_warps / device.warps_per_sm,
+        warps=programs * report.num_warps / gpu.warps_per_sm,
         useful_share=problem.useful_macs / algorithm.issued_macs(problem, candidate.config),
         bank_bytes=algorithm.bank_bytes(problem, candidate.config),
     )
@@ -106,7 +106,7 @@ def require_compiler() -> None:
     Raises:
         RuntimeError: TRITON_INTERPRET is set, so that there is nothing to compile, or Triton is not installed.
     """
-    if devices.interpreted():
+    if gpus.interpreted():
         raise RuntimeError("kernels are interpreted in this process: unset TRITON_INTERPRET to compile them")
     if find_spec("triton") is None:
         raise RuntimeError("Triton is not installed: pip install triton")
@@ -140,7 +140,7 @@ def compile_launch(launch: KernelLaunch, arch: str) -> Report:
         ValueError: unknown architecture.
     """
     require_compiler()
-    device = devices.for_arch(arch)
+    gpu = gpus.for_arch(arch)
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -152,10 +152,10 @@ def compile_launch(launch: KernelLaunch, arch: str) -> Report:
         source: Any = GluonASTSource(launch.kernel, signature, constexprs, attributes)
     else:
         source = ASTSource(launch.kernel, signature, constexprs, attributes)
-    target = GPUTarget(device.backend, device.capability or device.arch, device.warp_size)
+    target = GPUTarget(gpu.backend, gpu.capability or gpu.arch, gpu.warp_size)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     compiled = triton.compile(source, target=target, options=options)
-    if device.backend == "hip":
+    if gpu.backend == "hip":
         listing, language = compiled.asm["amdgcn"], AMDGCN
         registers, spill_bytes = _amd_usage(listing)
     else:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lk_triton.functional import explain_problem
-from lk_triton.gpu import Device
+from lk_triton.gpu import Gpu
 from lk_triton.models import create_model, published_form
 from lk_triton.ops.tracing import problems_of
 
@@ -54,8 +54,8 @@ def cost(name: str, size: int = 224) -> Cost:
     return Cost(parameters, counter.get_total_flops() // 2, large // 2)
 
 
-def estimate(name: str, device: Device, batch: int, size: int, dtype: str) -> Estimate:
-    """The cost model's word on ``device``, which need not be here: an estimate, no measurement.
+def estimate(name: str, gpu: Gpu, batch: int, size: int, dtype: str) -> Estimate:
+    """The cost model's word on ``gpu``, which need not be here: an estimate, no measurement.
 
     Args:
         dtype: torch's name of it, such as ``float16``.
@@ -63,7 +63,7 @@ def estimate(name: str, device: Device, batch: int, size: int, dtype: str) -> Es
     fused = create_model(name, device="meta", dtype=getattr(torch, dtype)).eval().convert("fused")
     ours = torchs = 0.0
     for problem, count in problems_of(fused, (batch, 3, size, size)).items():
-        explanation = explain_problem(problem, device)
+        explanation = explain_problem(problem, gpu)
         seconds = {n: s for n, s in explanation.algorithms.items() if not isinstance(s, str)}
         ours += count * seconds[explanation.plan.algorithm]
         torchs += count * seconds["torch"]

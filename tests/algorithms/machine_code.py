@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import KernelLaunch, TritonAlgorithm
 from lk_triton.models import create_model
@@ -97,9 +97,9 @@ class Question(NamedTuple):
         return Plan(found.arch, self.problem, chosen.algorithm, chosen.config)
 
 
-def named(gpu: str) -> devices.Device:
+def named(gpu: str) -> gpus.Gpu:
     """Facts of one of ``GPUS``, by that name."""
-    found = devices.named(gpu) or devices.for_arch(gpu)
+    found = gpus.named(gpu) or gpus.for_arch(gpu)
     return replace(found, name=gpu)
 
 
@@ -133,7 +133,7 @@ def recorded_plans() -> tuple[Plan, ...]:
     layers = [layer for problem in posed if isinstance(problem, Chain) for layer in problem.layers]
     other = [replace(problem, layout="channels_last") for problem in (*posed, *layers) if isinstance(problem, ConvProblem)]
     problems = dict.fromkeys([*posed, *layers, *other])
-    offered = [p for arch in ARCHS for problem in problems for p in _plans_of(problem, devices.for_arch(arch))]
+    offered = [p for arch in ARCHS for problem in problems for p in _plans_of(problem, gpus.for_arch(arch))]
     taken = [question.answer() for question in questions()]
     return tuple(dict.fromkeys(p for p in shipped + offered + taken if compiles(p)))
 
@@ -148,13 +148,13 @@ def _network_problems(batches: tuple[int, ...]) -> tuple[Problem, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _plans_of(problem: Problem, device: devices.Device) -> Iterator[Plan]:
-    serving = [name for name in registry.meant_for(problem) if refusal(problem, device, name) is None]
-    plans = [plan(problem, device, name) for name in serving if name != "torch"]
-    seconds = [registry.get(p.algorithm).estimate(problem, p.config, device).seconds for p in plans]
+def _plans_of(problem: Problem, gpu: gpus.Gpu) -> Iterator[Plan]:
+    serving = [name for name in registry.meant_for(problem) if refusal(problem, gpu, name) is None]
+    plans = [plan(problem, gpu, name) for name in serving if name != "torch"]
+    seconds = [registry.get(p.algorithm).estimate(problem, p.config, gpu).seconds for p in plans]
     for p, estimate in zip(plans, seconds, strict=True):
         if estimate <= OUTCLASSED * min(seconds):
-            yield Plan(device.arch, problem, p.algorithm, p.config)
+            yield Plan(gpu.arch, problem, p.algorithm, p.config)
 
 
 def compiles(found: Plan) -> bool:

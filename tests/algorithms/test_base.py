@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import LAUNCH_SECONDS, conversions, roofline
 from lk_triton.ops.problem import ConvProblem, Epilogue
 
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 PROBLEM = ConvProblem(8, 64, 56, 56, 7, 7, padding=(3, 3), epilogue=Epilogue(True, "relu"))
 
 

@@ -11,7 +11,7 @@ import torch
 from compilation import compile_all
 from torch import Tensor
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.fused.ffn.cost import issued_macs, shared_bytes, tensor_columns, weight_bytes
 from lk_triton.algorithms.fused.ffn.host import ConvffnAlgorithm
@@ -20,7 +20,7 @@ from lk_triton.ops.problem import Epilogue, FfnProblem
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 CPU = torch.device("cpu")
 CONVFFN, PAIR = ConvffnAlgorithm(), registry.get("pair")
 CHANNEL_MAJOR: dict[str, Any] = {"layout": "channel_major", "out_layout": "channel_major"}
@@ -49,7 +49,7 @@ def test_random_problems_and_configs() -> None:
         problem = random_problem(rng)
         gate = Gate(problem, CPU)
         for name, algorithm in registry.meant_for(problem).items():
-            assert algorithm.supports(problem, device.of(CPU)) is None
+            assert algorithm.supports(problem, gpus.of(CPU)) is None
             configs, tma = algorithm.configs(problem, H100), rng.random() < 0.5
             config = rng.choice([c for c in configs if getattr(c, "tma", tma) == tma])
             bank = algorithm.pack(gate.weight, problem, config)
@@ -109,7 +109,7 @@ def test_refusals() -> None:
     assert "only a channel-major output" in reason(out_layout="nchw", h=7, w=7)
     assert "need a bias" in reason(epilogue=Epilogue(False, "gelu"))
     assert "split the batch" in reason(n=2**20)
-    assert "sm_80 or newer" in str(CONVFFN.supports(STAGE1, device.for_arch("sm_70")))
+    assert "sm_80 or newer" in str(CONVFFN.supports(STAGE1, gpus.for_arch("sm_70")))
     assert "not for dense" in str(registry.get("convffn").supports(STAGE1.layers[0], H100))
     assert "ConvFFNs" in str(PAIR.supports(STAGE1.layers[0], H100))
     assert "ConvFFNs" in str(registry.get("direct").supports(STAGE1, H100))
@@ -117,7 +117,7 @@ def test_refusals() -> None:
 
 def drawn(arch: str, count: int) -> list[tuple]:
     """Problems like a network's, each with one of its legal configs, drawn with a fixed seed."""
-    rng, target, found = random.Random(arch), device.for_arch(arch), []
+    rng, target, found = random.Random(arch), gpus.for_arch(arch), []
     while len(found) < count:
         size = rng.choice([28, 7])
         fields = {
@@ -137,7 +137,7 @@ def drawn(arch: str, count: int) -> list[tuple]:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_a_sample_of_legal_configs_compiles(arch: str) -> None:
     """Shared and tensor memory keep to their bounds; nothing spills, on sm_100 but for a few registers."""
-    cases, target = drawn(arch, 10), device.for_arch(arch)
+    cases, target = drawn(arch, 10), gpus.for_arch(arch)
     for (_, _, fields, epilogue, number), report in zip(cases, compile_all(cases), strict=True):
         problem = FfnProblem(**fields, epilogue=Epilogue(*epilogue))
         config = CONVFFN.configs(problem, target)[number]

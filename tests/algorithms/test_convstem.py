@@ -10,7 +10,7 @@ import torch
 from compilation import compile_all
 from torch import Tensor
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.fused.stem.cost import (
     ConvstemConfig,
@@ -26,7 +26,7 @@ from lk_triton.ops.problem import Epilogue, StemProblem
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 CPU = torch.device("cpu")
 CONVSTEM, TRIPLE = ConvstemAlgorithm(), registry.get("triple")
 OF_31B = StemProblem(64, 3, 224, 224, 128, out_layout="channel_major")
@@ -51,7 +51,7 @@ def test_random_problems_and_configs() -> None:
         problem = random_problem(rng)
         gate = Gate(problem, CPU)
         for name, algorithm in registry.meant_for(problem).items():
-            assert algorithm.supports(problem, device.of(CPU)) is None
+            assert algorithm.supports(problem, gpus.of(CPU)) is None
             config = rng.choice(algorithm.configs(problem, H100))
             bank = algorithm.pack(gate.weight, problem, config)
 
@@ -122,7 +122,7 @@ def test_refusals() -> None:
     assert "float32" in reason(dtype="float32")
     assert "need a bias" in reason(epilogue=Epilogue(False, "relu"))
     assert "split the batch" in reason(n=2**20)
-    assert "sm_80 or newer" in str(CONVSTEM.supports(OF_31B, device.for_arch("sm_70")))
+    assert "sm_80 or newer" in str(CONVSTEM.supports(OF_31B, gpus.for_arch("sm_70")))
     assert "not for dense" in str(CONVSTEM.supports(OF_31B.layers[0], H100))  # pyright: ignore[reportArgumentType]
     assert "triple is for stems" in str(TRIPLE.supports(OF_31B.layers[0], H100))
     assert "not for stems" in str(registry.get("direct").supports(OF_31B, H100))
@@ -130,7 +130,7 @@ def test_refusals() -> None:
 
 def drawn(arch: str, count: int) -> list[tuple]:
     """Problems like a network's, each with one of its legal configs, drawn with a fixed seed."""
-    rng, target, found = random.Random(arch), device.for_arch(arch), []
+    rng, target, found = random.Random(arch), gpus.for_arch(arch), []
     while len(found) < count:
         size = rng.choice([224, 224, 97])
         fields = {
@@ -148,7 +148,7 @@ def drawn(arch: str, count: int) -> list[tuple]:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_a_sample_of_legal_configs_compiles(arch: str) -> None:
     """Nothing spills; shared and tensor memory keep to their bounds; matrix units multiply."""
-    cases, target = drawn(arch, 10), device.for_arch(arch)
+    cases, target = drawn(arch, 10), gpus.for_arch(arch)
     for (_, _, fields, epilogue, number), report in zip(cases, compile_all(cases), strict=True):
         problem = StemProblem(**fields, epilogue=Epilogue(*epilogue))
         config = CONVSTEM.configs(problem, target)[number]

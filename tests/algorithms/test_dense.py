@@ -13,7 +13,7 @@ import torch
 from compilation import compile_all
 
 import lk_triton
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.dense.base import row_arguments
 from lk_triton.algorithms.dense.implicit_gemm.host import StemAlgorithm
@@ -25,7 +25,7 @@ from lk_triton.ops.problem import DenseProblem, Epilogue, FfnProblem
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 CPU = torch.device("cpu")
 POINTWISE, STEM = PointwiseAlgorithm(), StemAlgorithm()
 
@@ -53,7 +53,7 @@ def test_random_problems_and_configs(pointwise: bool) -> None:
         problem = random_problem(rng, pointwise)
         gate = Gate(problem, CPU)
         for name, algorithm in registry.meant_for(problem).items():
-            if algorithm.supports(problem, device.of(CPU)) is not None:
+            if algorithm.supports(problem, gpus.of(CPU)) is not None:
                 continue
             configs = algorithm.configs(problem, H100)
             config = rng.choice([c for c in configs if getattr(c, "tma", False)] or configs)
@@ -113,7 +113,7 @@ def test_tensor_descriptors_only_where_they_are_legal() -> None:
     assert not described(whole[:, :8], odd), "a weight at an odd address"
     rows = replace(problem, layout="nchw")
     assert not any(c.tma for c in POINTWISE.configs(rows, H100))
-    assert not any(c.tma for c in POINTWISE.configs(problem, device.TABLE["a100"]))
+    assert not any(c.tma for c in POINTWISE.configs(problem, gpus.TABLE["a100"]))
 
 
 def test_deep_pipelines_where_nothing_else_hides_latency() -> None:
@@ -142,11 +142,11 @@ def test_refusals() -> None:
     assert "no 1x1 convolution" in str(POINTWISE.supports(three, H100))
     assert "576 taps" in str(STEM.supports(three, H100))
     assert "pointwise" in str(STEM.supports(one, H100))
-    assert "sm_80 or newer" in str(POINTWISE.supports(one, device.for_arch("sm_70")))
+    assert "sm_80 or newer" in str(POINTWISE.supports(one, gpus.for_arch("sm_70")))
     assert "not for dense" in str(registry.get("direct").supports(one, H100))
     assert "split the batch" in str(POINTWISE.supports(replace(one, n=2**20, h=64, w=64), H100))
     assert "tf32x3" in str(registry.get("cublas").supports(replace(one, dtype="float32", precision="tf32x3"), H100))
-    assert "tf32" in str(POINTWISE.supports(replace(one, dtype="float32", precision="tf32"), device.TABLE["mi300x"]))
+    assert "tf32" in str(POINTWISE.supports(replace(one, dtype="float32", precision="tf32"), gpus.TABLE["mi300x"]))
 
 
 def test_gelu_of_half_types_is_the_exact_one() -> None:
@@ -164,7 +164,7 @@ def test_gelu_of_half_types_is_the_exact_one() -> None:
 
 def drawn(arch: str, count: int) -> list[tuple]:
     """Problems like a network's, uneven channels too, each with one of its legal configs, drawn with a fixed seed."""
-    rng, target, found = random.Random(arch), device.for_arch(arch), []
+    rng, target, found = random.Random(arch), gpus.for_arch(arch), []
     while len(found) < count:
         order = rng.choice(["channel_major", "channel_major", "nchw"])
         fields = {
@@ -185,7 +185,7 @@ def drawn(arch: str, count: int) -> list[tuple]:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_a_sample_of_legal_configs_compiles(arch: str) -> None:
     """Half types do not spill, float32 by a register or two; shared and tensor memory keep to their bounds."""
-    cases, target = drawn(arch, 8), device.for_arch(arch)
+    cases, target = drawn(arch, 8), gpus.for_arch(arch)
     for (_, name, fields, epilogue, number), report in zip(cases, compile_all(cases), strict=True):
         problem = DenseProblem(**fields, epilogue=Epilogue(*epilogue))
         config = registry.get(name).configs(problem, target)[number]

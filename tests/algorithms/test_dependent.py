@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import lk_triton
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import base
 from lk_triton.models import RepLKNet
 
 CUDA = torch.device("cuda", 0)
 
 LISTINGS = """
-from lk_triton import inspector
+from lk_triton.tools import inspector
 from lk_triton.gpu import TABLE
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.planning.plan import plan
@@ -61,7 +61,7 @@ def test_kernels_wait_before_they_touch_memory() -> None:
 )
 def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch, value: str, arch: str, expected: bool) -> None:
     monkeypatch.setenv(base.PDL, value)
-    monkeypatch.setattr(devices, "of", lambda device: devices.for_arch(arch))
+    monkeypatch.setattr(gpus, "of", lambda device: gpus.for_arch(arch))
     assert base._dependent_launches(CUDA) == expected
     assert not base._dependent_launches(torch.device("cpu"))
 

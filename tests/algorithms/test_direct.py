@@ -12,7 +12,7 @@ from compilation import compile_all
 from numerics import assert_accurate
 
 import lk_triton
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import image_vector
 from lk_triton.algorithms.depthwise.direct.channels_last import channels_last_work
@@ -24,7 +24,7 @@ from lk_triton.ops.problem import ConvProblem, Epilogue
 from lk_triton.planning.plan import plan
 
 DIRECT = DirectAlgorithm()
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 
 
 def problem(n: int, c: int, h: int, w: int, k: int, dtype: str = "float16", stride: int = 1) -> ConvProblem:
@@ -235,7 +235,7 @@ def test_compiled(arch: str):
     for i in range(4):
         order: dict[str, Any] = {"layout": "channels_last", "multiplier": 1} if i % 2 else {"layout": "nchw"}
         p = draw(rng, n=64, c=96, h=56, **order)
-        configs = DIRECT.configs(p, device.for_arch(arch))
+        configs = DIRECT.configs(p, gpus.for_arch(arch))
         number = rng.choice([i for i, c in enumerate(configs) if bool(c.channels) == (p.layout != "nchw")])
         epilogue = (p.epilogue.bias, p.epilogue.activation, False)
         fields = {k: v for k, v in asdict(p).items() if k != "epilogue"}
@@ -252,7 +252,7 @@ def test_compiled(arch: str):
 def test_channels_last_positions_are_counted_in_32_bits():
     """(64, 2, 8192, 8192): 2^31 positions of two columns each, 2^29 of eight."""
     p = ConvProblem(64, 2, 8192, 8192, 3, 3, padding=(1, 1), layout="channels_last")
-    h100 = device.TABLE["h100"]
+    h100 = gpus.TABLE["h100"]
     assert registry.get("direct").supports(p, h100) is None
     offered = {(c.rows, c.columns) for c in registry.get("direct").configs(p, h100) if c.channels}
     assert (1, 8) in offered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms.cost.dot import Dot, kind_of
 
 
@@ -16,16 +16,16 @@ def dot(kind: str, m: int, n: int, k: int = 32, warps: int = 4, split: bool = Fa
 def test_families():
     expected = {"a100": "mma", "l4": "mma", "rtx4090": "mma", "h100": "wgmma", "h200": "wgmma", "b200": "tcgen05",
                 "rtx5090": "mma", "mi300x": "mfma"}  # fmt: skip
-    assert {name: d.mma_family for name, d in device.TABLE.items()} == expected
+    assert {name: d.mma_family for name, d in gpus.TABLE.items()} == expected
     for arch, family in (("sm_103", "tcgen05"), ("sm_110", "tcgen05"), ("sm_121", "mma"), ("gfx950", "mfma")):
-        assert device.for_arch(arch).mma_family == family
-    assert {name for name, d in device.TABLE.items() if d.tensor_columns} == {"b200"}
+        assert gpus.for_arch(arch).mma_family == family
+    assert {name for name, d in gpus.TABLE.items() if d.tensor_columns} == {"b200"}
 
 
 def test_kinds():
     """Newer families want 64 rows; IEEE float32 has matrix units on AMD only."""
     for name, family in (("h100", "wgmma"), ("b200", "tcgen05"), ("a100", "mma"), ("mi300x", "mfma")):
-        target = device.TABLE[name]
+        target = gpus.TABLE[name]
         assert kind_of(target, 64, "ieee", 2) == kind_of(target, 128, "tf32", 4) == family
         assert kind_of(target, 32, "ieee", 2) == ("mfma" if name == "mi300x" else "mma")
         assert kind_of(target, 64, "ieee", 4) == ("mfma" if name == "mi300x" else "fma")
@@ -56,7 +56,7 @@ def test_operand_reads():
 
 
 def test_share_of_peak():
-    h100, b200, a100, mi300x = (device.TABLE[name] for name in ("h100", "b200", "a100", "mi300x"))
+    h100, b200, a100, mi300x = (gpus.TABLE[name] for name in ("h100", "b200", "a100", "mi300x"))
     assert dot("mma", 32, 64).share_of_peak(a100) == dot("wgmma", 64, 64).share_of_peak(h100) == 1
     assert dot("mma", 32, 64).share_of_peak(h100) < 1
     assert dot("tcgen05", 64, 64).share_of_peak(b200) == 0.5 * dot("tcgen05", 128, 64).share_of_peak(b200)

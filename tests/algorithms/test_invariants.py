@@ -16,7 +16,7 @@ from serving import MODES, call, running, serving
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops import layout
 from lk_triton.ops.problem import ACTIVATIONS, Chain, ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
@@ -66,7 +66,7 @@ class Case:
             order = layout.layout_of(x)
             orders = {"layout": order} if isinstance(problem, ConvProblem) else {"layout": order, "out_layout": order}
             problem = replace(problem, **orders)
-        return refusal(problem, devices.of(self.device), self.algorithm) is None
+        return refusal(problem, gpus.of(self.device), self.algorithm) is None
 
     def draw(self, problem: Problem) -> Inputs:
         """Its tensors, the same for the same problem."""

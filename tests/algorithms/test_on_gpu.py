@@ -13,7 +13,7 @@ import test_direct
 import test_toeplitz
 import torch
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from lk_triton.planning.accuracy import Gate
@@ -70,12 +70,12 @@ LAYERS: dict[str, Problem] = {
 
 
 def check(problem: Problem, name: str, rng: random.Random) -> None:
-    place = torch.device("cuda")
-    here = device.of(place)
+    device = torch.device("cuda")
+    here = gpus.of(device)
     algorithm = registry.get(name)
     if algorithm.supports(problem, here) is not None:
         return
-    gate = Gate(problem, place, torch.Generator(place).manual_seed(0))
+    gate = Gate(problem, device, torch.Generator(device).manual_seed(0))
     configs = algorithm.configs(problem, here)
     for config in rng.sample(configs, min(CONFIGS, len(configs))):
         bank = algorithm.pack(gate.weight, problem, config)

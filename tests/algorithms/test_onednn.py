@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lk_triton
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms.onednn import OnednnAlgorithm
 from lk_triton.algorithms.torch_ import activate
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
@@ -58,8 +58,8 @@ def test_equals_float64(posed: Convolution, dtype: str, bias: bool, activation: 
     torch.manual_seed(0)
     posed = replace(posed, dtype=dtype, epilogue=Epilogue(bias, activation, residual))
     gate = Gate(posed, torch.device("cpu"))
-    assert plan(posed, device.CPU).algorithm == "onednn"
-    (config,) = ONEDNN.configs(posed, device.CPU)
+    assert plan(posed, gpus.CPU).algorithm == "onednn"
+    (config,) = ONEDNN.configs(posed, gpus.CPU)
     inputs = [t for t in (gate.x, gate.residual) if t is not None]
     before = [t.clone() for t in inputs]
     strides = layout.strides(posed.out_shape, posed.out_layout)
@@ -78,21 +78,21 @@ def test_equals_float64(posed: Convolution, dtype: str, bias: bool, activation: 
 
 def test_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     posed = replace(POINTWISE[0], dtype="float32")
-    assert ONEDNN.supports(posed, device.CPU) is None
-    assert "together" in str(ONEDNN.supports(replace(posed, epilogue=Epilogue(True, "relu", True)), device.CPU))
-    assert "float64" in str(ONEDNN.supports(replace(posed, dtype="float64"), device.CPU))
-    assert "h100" in str(ONEDNN.supports(posed, device.TABLE["h100"]))
+    assert ONEDNN.supports(posed, gpus.CPU) is None
+    assert "together" in str(ONEDNN.supports(replace(posed, epilogue=Epilogue(True, "relu", True)), gpus.CPU))
+    assert "float64" in str(ONEDNN.supports(replace(posed, dtype="float64"), gpus.CPU))
+    assert "h100" in str(ONEDNN.supports(posed, gpus.TABLE["h100"]))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     half = replace(posed, dtype="bfloat16")
-    assert "AVX512-BF16" in str(ONEDNN.supports(half, device.CPU))
+    assert "AVX512-BF16" in str(ONEDNN.supports(half, gpus.CPU))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert ONEDNN.supports(half, device.CPU) is None
+    assert ONEDNN.supports(half, gpus.CPU) is None
     depthwise = ConvProblem(1, 16, 40, 40, 31, 31, ONE, (15, 15), dtype="bfloat16")
-    assert "hangs" in str(ONEDNN.supports(depthwise, device.CPU))
-    assert ONEDNN.supports(replace(depthwise, c=17), device.CPU) is None
-    assert ONEDNN.supports(replace(depthwise, dtype="float32"), device.CPU) is None
+    assert "hangs" in str(ONEDNN.supports(depthwise, gpus.CPU))
+    assert ONEDNN.supports(replace(depthwise, c=17), gpus.CPU) is None
+    assert ONEDNN.supports(replace(depthwise, dtype="float32"), gpus.CPU) is None
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert "not part of this torch" in str(ONEDNN.supports(posed, device.CPU))
+    assert "not part of this torch" in str(ONEDNN.supports(posed, gpus.CPU))
 
 
 @pytest.mark.parametrize("channels", [16, 17])

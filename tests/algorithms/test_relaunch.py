@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import launch_cache as relaunch
 from lk_triton.algorithms.base import KernelLaunch
 from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
@@ -96,7 +96,7 @@ def test_descriptors_follow_their_tensors() -> None:
     problem = DenseProblem(
         2, 16, 4, 4, 16, layout="channel_major", out_layout="channel_major", epilogue=Epilogue(False, None, False)
     )
-    config = next(c for c in algorithm.configs(problem, device.TABLE["h100"]) if c.tma)
+    config = next(c for c in algorithm.configs(problem, gpus.TABLE["h100"]) if c.tma)
 
     def tensors() -> tuple[torch.Tensor, torch.Tensor, None, None, torch.Tensor]:
         x = layout.conform(torch.randn(2, 16, 4, 4).half(), "channel_major")

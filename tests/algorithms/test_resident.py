@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from compilation import compile_all, run_compiling
 from torch import Tensor
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.depthwise.toeplitz_hopper import host as resident
 from lk_triton.algorithms.depthwise.toeplitz_hopper.cost import (
@@ -41,7 +41,7 @@ from lk_triton.tools.disassembly import main_loop
 from lk_triton.tools.inspector import meta_launch
 
 RESIDENT = ResidentAlgorithm()
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 
 MEASURED = (
     (128, 56, 31, ResidentConfig(8, 32, (32, 16), 1, 4, 4, 2, 1)),
@@ -249,7 +249,7 @@ def test_bank_is_that_of_toeplitz():
 )
 def test_refusals(changed, arch, reason):
     p = replace(problem(64, 8, 28, 28, 13, 13), **changed)
-    assert reason in str(RESIDENT.supports(p, device.for_arch(arch)))
+    assert reason in str(RESIDENT.supports(p, gpus.for_arch(arch)))
 
 
 def test_refusals_of_the_environment(monkeypatch):
@@ -319,7 +319,7 @@ def test_compiled_for_sm_90(folder):
 
 FENCES = """
 import sys
-from lk_triton import inspector
+from lk_triton.tools import inspector
 from lk_triton.algorithms.depthwise.toeplitz_hopper.cost import ResidentConfig
 from lk_triton.ops.problem import ConvProblem, Epilogue
 for line in sys.stdin:

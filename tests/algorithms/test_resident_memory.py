@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.depthwise.toeplitz import host as toeplitz
 from lk_triton.ops.problem import ConvProblem
 
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 RESIDENT: Any = registry.get("resident")
 LAYERS = ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13))
 """Channels, size of the map, kernel."""
@@ -102,9 +102,9 @@ class Launched:
                 acc += read @ matrix[first : first + a["R"]].reshape(a["R"] * a["WT"], -1).T
         rows, columns = min(a["R"], p.oh - g * a["R"]), min(a["WT"], p.ow - column0)
         images = slice(ib * a["BM"], min((ib + 1) * a["BM"], p.n))
-        place = self.out[images, g * a["R"] : g * a["R"] + rows, column0 : column0 + columns]
-        assert np.isnan(place).all(), "an output is written twice"
-        place[...] = acc.reshape(a["BM"], a["R"], a["WT"])[: len(place), :rows, :columns]
+        device = self.out[images, g * a["R"] : g * a["R"] + rows, column0 : column0 + columns]
+        assert np.isnan(device).all(), "an output is written twice"
+        device[...] = acc.reshape(a["BM"], a["R"], a["WT"])[: len(device), :rows, :columns]
 
     def images(self, ib: int, i: int, column: int, kin: int) -> NDArray[np.float64]:
         """x [BM, D * kin] of rows i .. i + D - 1, masked as the kernel masks."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numerics import assert_accurate
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import vector_width
 from lk_triton.algorithms.depthwise.toeplitz.cost import (
@@ -58,7 +58,7 @@ SHARE = {31: 0.335, 29: 0.385, 27: 0.404, 13: 0.290}
 def test_useful_share_of_the_layers_of_31b(size, kernel, arch, recorded):
     """Batch 64, the plan that would run; one channel stands for all, which run the same program."""
     full = problem(64, CHANNELS[kernel], size, size, kernel, kernel)
-    chosen = plan(full, device.for_arch(arch), "toeplitz")
+    chosen = plan(full, gpus.for_arch(arch), "toeplitz")
     one = problem(64, 1, size, size, kernel, kernel)
     run(one, chosen.config)
     assert recorded.macs == issued_macs(one, chosen.config)
@@ -70,7 +70,7 @@ def test_every_way_that_images_fill_blocks_of_tiles(images: int) -> None:
     """Batches that are a multiple of a block's tiles, of which a block holds several row groups, and others: by value."""
     p = problem(images, 1, 6, 8, 5, 5)
     found = {}
-    for config in TOEPLITZ.configs(replace(p, n=64), device.TABLE["h100"]):
+    for config in TOEPLITZ.configs(replace(p, n=64), gpus.TABLE["h100"]):
         if config.rows < p.h:
             found.setdefault((config.tiles, config.swap), config)
     ways = {(min(_groups(images, tiles), 2), images > tiles) for tiles, _ in found}  # 2: several groups a block
@@ -92,7 +92,7 @@ def test_counted_work_is_what_the_kernel_does(recorded):
     seen = set()
     for _ in range(20):
         p = random_problem(rng)
-        configs = TOEPLITZ.configs(p, device.TABLE["h100"])
+        configs = TOEPLITZ.configs(p, gpus.TABLE["h100"])
         kinds = sorted({(c.swap, c.step_rows > 1) for c in configs})
         kind = rng.choice(kinds)
         config = rng.choice([c for c in configs if (c.swap, c.step_rows > 1) == kind])
@@ -115,7 +115,7 @@ def test_an_estimate_moves_only_with_its_limiter(name, expected, monkeypatch):
     """Halving one device fact slows exactly the configs that it limits, or that it limits once halved. The launch, which is
     added to all, is taken out."""
     monkeypatch.setattr(base, "LAUNCH_SECONDS", 0.0)
-    target = device.TABLE[name]
+    target = gpus.TABLE[name]
     facts = {"mma": "mma_half_tflops", "smem": "shared_bytes_per_clock", "l2": "l2_gbps", "issue": "issue_per_clock",
              "dram": "dram_gbps"}  # fmt: skip
     limiters = set()
@@ -161,7 +161,7 @@ def test_banks_of_31b_stay_small():
     total = 0
     for (c, blocks), (size, kernel) in zip([(128, 2), (256, 2), (512, 18), (1024, 2)], LAYERS.values(), strict=True):
         p = problem(64, c, size, size, kernel, kernel)
-        bank = bank_bytes(p, plan(p, device.for_arch("sm_90"), "toeplitz").config.vector)
+        bank = bank_bytes(p, plan(p, gpus.for_arch("sm_90"), "toeplitz").config.vector)
         assert size > 14 or bank <= 4 * 2**20
         total += blocks * bank
     assert total <= 150 * 2**20
@@ -190,13 +190,13 @@ def test_window_shows_every_tile_what_it_reads():
 def test_windows_beyond_256_columns_are_refused():
     p = problem(1, 1, 8, 600, 3, 401)
     assert window_of(p, 8) is None
-    assert TOEPLITZ.configs(p, device.TABLE["h100"]) == []
+    assert TOEPLITZ.configs(p, gpus.TABLE["h100"]) == []
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_configs_fit_the_device(dtype, arch):
-    target = device.for_arch(arch)
+    target = gpus.for_arch(arch)
     for size, kernel in LAYERS.values():
         for n in (1, 64):
             p = problem(n, 64, size, size, kernel, kernel, dtype)
@@ -209,14 +209,14 @@ def test_configs_fit_the_device(dtype, arch):
 
 def test_refusals():
     p = problem(1, 8, 16, 16, 7, 7)
-    assert "sm_75" in str(TOEPLITZ.supports(p, device.for_arch("sm_75")))
-    assert TOEPLITZ.supports(p, device.for_arch("sm_80")) is None
-    assert "CUDA or ROCm" in str(TOEPLITZ.supports(p, device.CPU))
+    assert "sm_75" in str(TOEPLITZ.supports(p, gpus.for_arch("sm_75")))
+    assert TOEPLITZ.supports(p, gpus.for_arch("sm_80")) is None
+    assert "CUDA or ROCm" in str(TOEPLITZ.supports(p, gpus.CPU))
     strided = problem(1, 8, 16, 16, 3, 3, stride=(2, 2))
-    assert "stride" in str(TOEPLITZ.supports(strided, device.TABLE["h100"]))
-    assert registry.get("direct").supports(strided, device.TABLE["h100"]) is None
+    assert "stride" in str(TOEPLITZ.supports(strided, gpus.TABLE["h100"]))
+    assert registry.get("direct").supports(strided, gpus.TABLE["h100"]) is None
     double = problem(1, 8, 16, 16, 7, 7, "float64")
-    assert "float64" in str(TOEPLITZ.supports(double, device.TABLE["h100"]))
+    assert "float64" in str(TOEPLITZ.supports(double, gpus.TABLE["h100"]))
 
 
 def test_b200_is_not_slower_than_h100():
@@ -224,7 +224,7 @@ def test_b200_is_not_slower_than_h100():
     for size, kernel in LAYERS.values():
         p = problem(64, CHANNELS[kernel], size, size, kernel, kernel)
         h100, b200 = (
-            TOEPLITZ.estimate(p, plan(p, device.TABLE[name], "toeplitz").config, device.TABLE[name]).seconds
+            TOEPLITZ.estimate(p, plan(p, gpus.TABLE[name], "toeplitz").config, gpus.TABLE[name]).seconds
             for name in ("h100", "b200")
         )
         assert b200 <= h100
@@ -237,7 +237,7 @@ def test_estimates_name_their_limiter():
     p = problem(64, 128, 56, 56, 31, 31)
     for name in ("toeplitz", "direct", "torch"):
         algorithm = registry.get(name)
-        h100 = device.TABLE["h100"]
+        h100 = gpus.TABLE["h100"]
         estimates = [algorithm.estimate(p, c, h100) for c in algorithm.configs(p, h100)]
         assert all(e.seconds > 0 and e.limiter in LIMITERS for e in estimates)
     best = {name: min(registry.get(name).estimate(p, c, h100).seconds for c in registry.get(name).configs(p, h100))

@@ -10,7 +10,7 @@ import torch
 from compilation import run_compiling
 from wgmma_operands import faults
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.models import create_model
 from lk_triton.ops.problem import Chain, Problem
@@ -78,7 +78,7 @@ def test_waits_of_a_pipeline() -> None:
 
 def kernels() -> list[tuple[str, Problem]]:
     """Of every algorithm with a kernel that serves parts of a 31B of 64 images on an H100: three of these parts, or all."""
-    h100 = device.for_arch("sm_90")
+    h100 = gpus.for_arch("sm_90")
     model = create_model("replknet_31b", device="meta", dtype=torch.float16).eval().convert("fused")
     posed = set(problems_of(model, (64, 3, 224, 224)))
     posed |= {layer for problem in posed if isinstance(problem, Chain) for layer in problem.layers}

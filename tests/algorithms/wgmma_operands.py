@@ -11,7 +11,7 @@ import json
 import re
 import sys
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.planning.entry import problem_from_json
 from lk_triton.planning.plan import plan
 from lk_triton.tools import inspector
@@ -98,7 +98,7 @@ def written(instruction: Instruction) -> frozenset[int]:
 
 
 if __name__ == "__main__":
-    h100 = device.for_arch("sm_90")
+    h100 = gpus.for_arch("sm_90")
     for line in sys.stdin:
         algorithm, fields = json.loads(line)
         problem = problem_from_json(fields)

@@ -15,7 +15,7 @@ from typing import Any
 import bench_figures as made
 import pytest
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.bench import adopt, figures, measured, pages, report, usage
 from lk_triton.bench.cases import cases
@@ -23,7 +23,7 @@ from lk_triton.cli import main
 from lk_triton.planning import cache, entry
 
 ROOT = Path(__file__).resolve().parents[2]
-H100 = devices.for_arch("h100")
+H100 = gpus.for_arch("h100")
 TIMES = {"torch": 9.0, "lk_triton_auto": 1.5}
 MONTH = "2031-02"
 FOLDER = f"bench/results/h100-{MONTH}"
@@ -241,7 +241,7 @@ def test_broken_and_foreign_files_change_nothing(case: str, tree: Path, out: Pat
 def test_a_gpu_without_facts_is_refused(tree: Path, out: Path) -> None:
     for file in ("conv.csv", "network.csv", "tune.jsonl", "tuned.json"):
         edit(file, lambda text: text.replace(made.GPU, "NVIDIA T4"))(out)
-    with pytest.raises(usage.UsageError, match=r"no facts of NVIDIA T4: .*device\.py"):
+    with pytest.raises(usage.UsageError, match=r"no facts of NVIDIA T4: .*gpu\.py"):
         adopt.adopt(tree, [out])
 
 
@@ -386,7 +386,7 @@ def test_an_installed_package_has_no_pages(
 def test_without_results_nothing_is_claimed(tree: Path) -> None:
     adopt.adopt(tree, [])
     assert (tree / "README.md").read_text().count(figures.NOTHING) == 2
-    assert f"GPUs without any figure: {', '.join(devices.TABLE)}." in (tree / "docs/benchmarks.md").read_text()
+    assert f"GPUs without any figure: {', '.join(gpus.TABLE)}." in (tree / "docs/benchmarks.md").read_text()
 
 
 def test_pages_without_both_markers_are_refused() -> None:

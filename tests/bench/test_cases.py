@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.bench import conv
 from lk_triton.bench.cases import cases, layer, select, tiny
 from lk_triton.bench.floor import compulsory_bytes, floor, mma_tflops
 from lk_triton.cli.tune import problems
 from lk_triton.ops.problem import ConvProblem
 
-H100 = devices.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 
 
 def shapes(*patterns: str) -> list[tuple[int, ...]]:
@@ -129,4 +129,4 @@ def test_rates_of_float32() -> None:
     assert mma_tflops(H100, "float32", "tf32") == 494
     assert mma_tflops(H100, "float32", "ieee") == 66.9
     assert mma_tflops(H100, "float32") == pytest.approx(494 / 3)
-    assert mma_tflops(devices.TABLE["rtx4090"], "float32") == 82.6  # faster than a third of its TF32
+    assert mma_tflops(gpus.TABLE["rtx4090"], "float32") == 82.6  # faster than a third of its TF32

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lk_triton import kernels
+import lk_triton
 from lk_triton.bench.shares import KINDS, OURS, by_operation, fractions, kind, kind_of_operation, shares
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
@@ -21,7 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
 def test_every_kernel_of_the_package_has_its_share() -> None:
     """Kernels are the jitted functions that no other one calls."""
     defined, called = set(), set()
-    for file in Path(kernels.__file__).parent.glob("*.py"):
+    algorithms = Path(lk_triton.__file__).parent / "algorithms"
+    for file in [*algorithms.rglob("kernel*.py"), *algorithms.glob("shared/*.py")]:
         for function in ast.parse(file.read_text()).body:
             if isinstance(function, ast.FunctionDef) and any(ast.unparse(d).endswith(".jit") for d in function.decorator_list):
                 defined.add(function.name)

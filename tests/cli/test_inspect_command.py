@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms.depthwise.direct.host import DirectAlgorithm
 from lk_triton.algorithms.depthwise.toeplitz.cost import issued_macs
 from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
@@ -67,8 +67,8 @@ def test_json_of_one_problem(tmp_path: Path) -> None:
         algorithm = ToeplitzAlgorithm() if one["algorithm"] == "toeplitz" else DirectAlgorithm()
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in one["config"].items()}
         config = algorithm.config_type(**values)
-        assert config in algorithm.configs(PROBLEM, device.TABLE["h200"])
-        estimate = algorithm.estimate(PROBLEM, config, device.TABLE["h200"])
+        assert config in algorithm.configs(PROBLEM, gpus.TABLE["h200"])
+        estimate = algorithm.estimate(PROBLEM, config, gpus.TABLE["h200"])
         assert one["estimate_us"] == round(estimate.seconds * 1e6, 2)
         assert one["limiter"] == estimate.limiter
         assert one["useful_share"] == round(PROBLEM.useful_macs / algorithm.issued_macs(PROBLEM, config), 4)

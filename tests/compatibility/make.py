@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import lk_triton
 from lk_triton import cli
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.models import RepLKNet, save_checkpoint
 from lk_triton.nn import (
@@ -120,7 +120,7 @@ def table() -> dict[str, Any]:
         FfnProblem(64, 128, 56, 56, 512, **maps),
         StemProblem(64, 3, 224, 224, 128, out_layout="channel_major"),
     ]
-    gpu = devices.named(H100)
+    gpu = gpus.named(H100)
     assert gpu is not None
     entries: list[dict[str, Any]] = []
     for name, algorithm in registry.ALGORITHMS.items():

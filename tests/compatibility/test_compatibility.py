@@ -18,7 +18,7 @@ from public_names import Parameter
 from torch import nn
 
 import lk_triton
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.bench import measured, report
 from lk_triton.models import RepLKNet, load_checkpoint
@@ -106,13 +106,13 @@ def test_a_checkpoint_loads_into_every_form(form: str, pickled: dict[str, nn.Mod
 
 
 @pytest.fixture
-def h100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[devices.Device]:
+def h100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[gpus.Gpu]:
     """The GPU of the recorded cache, which is the user's."""
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     shutil.copy(TABLE, tmp_path)
     cache.reload()
     name = json.loads(TABLE.read_text())["device"]
-    found = devices.named(name)
+    found = gpus.named(name)
     assert found is not None
     yield replace(found, name=name)
     cache.reload()
@@ -125,7 +125,7 @@ def serves(data: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("data", ENTRIES, ids=lambda d: f"{d['algorithm']}-{d['problem']['kind']}-n{d['problem']['n']}")
-def test_a_measured_plan_serves(data: dict[str, Any], h100: devices.Device) -> None:
+def test_a_measured_plan_serves(data: dict[str, Any], h100: gpus.Gpu) -> None:
     found = plan(entry.problem_from_json(data["problem"]), h100)
     assert (found.source == "user cache") == serves(data)
     if serves(data):
@@ -140,7 +140,7 @@ def test_every_algorithm_and_kernel_form_was_measured() -> None:
     assert {e["form"] for e in ENTRIES if "form" in e} >= {f for n in of_gpus for f in registry.get(n).versions}
 
 
-def test_old_entries_stay_when_others_are_added(h100: devices.Device) -> None:
+def test_old_entries_stay_when_others_are_added(h100: gpus.Gpu) -> None:
     data = ENTRIES[0]
     file = cache.record(h100, [entry.from_json(data)])
     assert file is not None

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lk_triton
-from lk_triton import gpu as device
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.dense.base import rows_are_aligned
 from lk_triton.models import RepLKNet, create_model
@@ -26,7 +26,7 @@ from lk_triton.ops.tracing import MODULES, problem_of_call
 from lk_triton.planning.choice import SLOWER
 from lk_triton.planning.plan import plan
 
-H100 = device.TABLE["h100"]
+H100 = gpus.TABLE["h100"]
 BATCH = (64, 3, 224, 224)
 
 

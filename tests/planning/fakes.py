@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import lk_triton
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from lk_triton.planning import cache, entry, timing
 from lk_triton.planning.entry import Entry
 
-H100 = devices.for_arch("sm_90")
+H100 = gpus.for_arch("sm_90")
 LAYER = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15), epilogue=Epilogue(True, "relu"))
 LAST = ConvProblem(64, 96, 28, 28, 7, 7, padding=(3, 3), layout="channels_last", epilogue=Epilogue(True, "relu"))
 DENSE = DenseProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major", epilogue=Epilogue(True, "gelu"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fakes import H100, LAYER, entry_of
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.ops.problem import ConvProblem
 from lk_triton.planning import autotune as on_call
 from lk_triton.planning import cache, tuner
@@ -23,15 +23,15 @@ GPU = torch.device("cuda:0")
 
 @pytest.fixture(autouse=True)
 def h100(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(devices, "of", lambda place: devices.CPU if place.type == "cpu" else H100)
-    monkeypatch.setattr(devices, "interpreted", lambda: False)
+    monkeypatch.setattr(gpus, "of", lambda device: gpus.CPU if device.type == "cpu" else H100)
+    monkeypatch.setattr(gpus, "interpreted", lambda: False)
     caplog.set_level(logging.WARNING, "lk_triton")
 
 
 @pytest.fixture
 def tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(on_call.VARIABLE, "1")
-    monkeypatch.setattr(tuner, "why_not", lambda place: None)
+    monkeypatch.setattr(tuner, "why_not", lambda device: None)
 
 
 def ask(problem: ConvProblem = LAYER) -> Plan:
@@ -60,8 +60,8 @@ def test_nothing_is_said_on_a_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     """Neither where torch serves, nor in the interpreter."""
     cpu = torch.device("cpu")
     assert on_call.plan_for_call(LAYER, cpu, "auto", None).algorithm == "torch"
-    monkeypatch.setattr(devices, "of", lambda place: H100)
-    monkeypatch.setattr(devices, "interpreted", lambda: True)
+    monkeypatch.setattr(gpus, "of", lambda device: H100)
+    monkeypatch.setattr(gpus, "interpreted", lambda: True)
     assert on_call.plan_for_call(LAYER, cpu, "auto", None).algorithm == "toeplitz"
     assert not caplog.records
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.bench import measured
 from lk_triton.planning import cache, entry
@@ -25,7 +25,7 @@ def test_tables_are_of_devices_whose_results_are_kept() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_entries_are_in_use(file: Path) -> None:
     table = json.loads(file.read_text())
-    device = devices.named(table["device"])
+    device = gpus.named(table["device"])
     assert device is not None
     assert device.arch == table["arch"]
     assert table["entries"]

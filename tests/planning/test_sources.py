@@ -13,10 +13,9 @@ import torch
 from fakes import DENSE, FFN, H100, LAYER, SMALL, STEM, entry_of, pretend_ranks
 
 import lk_triton
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.bench.model_error import config_of
-from lk_triton.gpu import Device
+from lk_triton.gpu import Gpu
 from lk_triton.ops.problem import DenseProblem, Epilogue, Problem
 from lk_triton.planning import cache, entry
 from lk_triton.planning.choice import SLOWER, Pair
@@ -28,11 +27,11 @@ H200 = replace(H100, name="h200")
 RESULTS = Path(__file__).parents[2] / "bench/results/h100-2026-11/configs.jsonl"
 
 
-def ship(tables: Path, device: Device, *found: Entry) -> None:
+def ship(tables: Path, gpu: Gpu, *found: Entry) -> None:
     """Write a shipped table: what the user's cache would hold."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(cache.VARIABLE, str(tables))
-        cache.record(device, found)
+        cache.record(gpu, found)
     cache.reload()
 
 
@@ -210,7 +209,7 @@ def test_equally_near_entries(tables: Path) -> None:
     ship(tables, H100, replace(second, problem=problem))
     assert plan(LAYER, H100).config == second.config
     assert plan(LAYER, H200).config == first.config
-    assert plan(LAYER, devices.for_arch("sm_80")).source == "cost model"
+    assert plan(LAYER, gpus.for_arch("sm_80")).source == "cost model"
 
 
 # What a neighbour may say
@@ -287,7 +286,7 @@ def measured_on_an_h100() -> dict[Problem, dict[Pair, float]]:
             problem = entry.problem_from_json(data["problem"])
             legal = {name: registry.get(name).configs(problem, H100) for name in {t["algorithm"] for t in data["trials"]}}
             for trial in data["trials"]:
-                config = config_of(registry.get(trial["algorithm"]), trial["config"])
+                config = entry.config_from_json(registry.get(trial["algorithm"]).config_type, trial["config"])
                 if trial["microseconds"] is not None and config in legal[trial["algorithm"]]:
                     found.setdefault(problem, {})[trial["algorithm"], config] = trial["microseconds"]
     return found
@@ -303,4 +302,4 @@ def test_families_and_distance() -> None:
 
 def test_empty_batches_and_cpus_have_plans_too() -> None:
     assert plan(replace(LAYER, n=0), H100).source == "cost model"
-    assert plan(LAYER, devices.of(torch.device("meta"))).algorithm == "torch"
+    assert plan(LAYER, gpus.of(torch.device("meta"))).algorithm == "torch"

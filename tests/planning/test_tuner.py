@@ -16,11 +16,11 @@ from fakes import H100, LAYER, Clock, Net, pretend_ranks
 from torch import Tensor
 
 import lk_triton
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import Estimate, TritonAlgorithm
 from lk_triton.algorithms.torch_ import TorchAlgorithm
-from lk_triton.gpu import Device
+from lk_triton.gpu import Gpu
 from lk_triton.ops.layout import layout_of
 from lk_triton.ops.problem import ConvProblem, Epilogue
 from lk_triton.planning import autotune as on_call
@@ -34,7 +34,7 @@ TINY = ConvProblem(1, 1, 5, 8, 3, 3, padding=(1, 1), epilogue=Epilogue(True, "re
 
 
 def test_one_slow_round_does_not_change_the_figure() -> None:
-    candidate = tuner.Candidate("torch", registry.get("torch").configs(TINY, devices.CPU)[0], 1.0, "dram")
+    candidate = tuner.Candidate("torch", registry.get("torch").configs(TINY, gpus.CPU)[0], 1.0, "dram")
     trial = tuner.Trial(candidate, timing.Timing((10.0, 10.0, 10.0, 10.0, 10.0, 11.0, 500.0)))
     assert trial.microseconds == 10.0
     assert tuner._entry(TINY, trial).microseconds == 10.0
@@ -60,10 +60,10 @@ class FakeAlgorithm(TritonAlgorithm):
     def __init__(self, clock: Clock, *configs: FakeConfig) -> None:
         self.clock, self.all = clock, list(configs)
 
-    def configs(self, problem: ConvProblem, device: Device) -> list[FakeConfig]:
+    def configs(self, problem: ConvProblem, gpu: Gpu) -> list[FakeConfig]:
         return self.all
 
-    def estimate(self, problem: ConvProblem, config: FakeConfig, device: Device) -> Estimate:
+    def estimate(self, problem: ConvProblem, config: FakeConfig, gpu: Gpu) -> Estimate:
         return Estimate(config.estimate_us * 1e-6, "mma")
 
     def bank_format(self, config: FakeConfig) -> str | None:
@@ -117,10 +117,10 @@ def test_the_fastest_right_one_is_kept(monkeypatch: pytest.MonkeyPatch, clock: C
     slow, fast, middle = FakeConfig(30, 1), FakeConfig(10, 3), FakeConfig(20, 2)
     faults = [FakeConfig(1, 4 + i, fault=fault) for i, fault in enumerate(("wrong", "unwritten", "shape", "raises"))]
     install(monkeypatch, clock, slow, fast, middle, *faults)
-    device = devices.of(CPU)
-    assert plan(TINY, device) == Plan("fake", slow, "cost model")
+    gpu = gpus.of(CPU)
+    assert plan(TINY, gpu) == Plan("fake", slow, "cost model")
     (result,) = lk_triton.tune([TINY])
-    assert result.plan == plan(TINY, device) == Plan("fake", fast, "user cache")
+    assert result.plan == plan(TINY, gpu) == Plan("fake", fast, "user cache")
     assert result.microseconds == pytest.approx(10)
     assert result.estimate_us == pytest.approx(3)
     assert [t.candidate.config for t in result.trials] == [slow, middle, fast, *faults]
@@ -129,7 +129,7 @@ def test_the_fastest_right_one_is_kept(monkeypatch: pytest.MonkeyPatch, clock: C
     assert [t.candidate.config for t in result.rejected] == faults
     expected = ("wrong: error", "wrong: error nan", "wrong output", "out of resource")
     assert all(e in str(r) for r, e in zip(reasons, expected, strict=True))
-    (saved,) = cache.user_entries(TINY, device)
+    (saved,) = cache.user_entries(TINY, gpu)
     assert (saved.rounds, saved.spread) == (tuner.ROUNDS, 1.0)
 
 
@@ -137,10 +137,10 @@ def test_the_fastest_of_each_bank_format_is_saved(monkeypatch: pytest.MonkeyPatc
     a, b, c, d = FakeConfig(30, 1, "v4"), FakeConfig(40, 2, "v4"), FakeConfig(60, 3, "v8"), FakeConfig(50, 4, "v8")
     install(monkeypatch, clock, a, b, c, d)
     lk_triton.tune([TINY])
-    device = devices.of(CPU)
-    assert [e.config for e in cache.user_entries(TINY, device)] == [a, d]
-    assert plan(TINY, device).config == plan(TINY, device, bank_format="v4").config == a
-    assert plan(TINY, device, bank_format="v8") == Plan("fake", d, "user cache")
+    gpu = gpus.of(CPU)
+    assert [e.config for e in cache.user_entries(TINY, gpu)] == [a, d]
+    assert plan(TINY, gpu).config == plan(TINY, gpu, bank_format="v4").config == a
+    assert plan(TINY, gpu, bank_format="v8") == Plan("fake", d, "user cache")
 
 
 def test_pruned_candidates_are_not_run(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -164,7 +164,7 @@ def test_results_can_be_had_without_saving(monkeypatch: pytest.MonkeyPatch, cloc
     (result,) = lk_triton.tune([TINY], save=False)
     assert result.plan == Plan("fake", FakeConfig(1, 2), "measured")
     assert cache.user_tables() == {}
-    assert plan(TINY, devices.of(CPU)).source == "cost model"
+    assert plan(TINY, gpus.of(CPU)).source == "cost model"
 
 
 def test_results_are_saved_and_told_one_by_one(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -174,7 +174,7 @@ def test_results_are_saved_and_told_one_by_one(monkeypatch: pytest.MonkeyPatch, 
 
     def progress(done: int, total: int, result: tuner.Result) -> None:
         seen.append((done, total, result.problem))
-        assert cache.user_entries(result.problem, devices.of(CPU))
+        assert cache.user_entries(result.problem, gpus.of(CPU))
         if done == 2:
             raise KeyboardInterrupt
 
@@ -182,7 +182,7 @@ def test_results_are_saved_and_told_one_by_one(monkeypatch: pytest.MonkeyPatch, 
         lk_triton.tune([TINY, second, TINY, replace(TINY, n=2)], progress=progress)
     assert seen == [(1, 3, TINY), (2, 3, second)]
     cache.reload()
-    assert cache.user_entries(second, devices.of(CPU))
+    assert cache.user_entries(second, gpus.of(CPU))
 
 
 def test_missing_leaves_out_what_is_measured(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -212,15 +212,15 @@ def test_a_lost_gpu_ends_tuning_and_names_who_lost_it(monkeypatch: pytest.Monkey
     install(monkeypatch, clock, FakeConfig(1, 1), FakeConfig(2, 2, fault="raises"))
     second = replace(TINY, h=6)
     lk_triton.tune([TINY])
-    monkeypatch.setattr(tuner.context, "lost", lambda place: "AcceleratorError: CUDA error: an illegal memory access")
+    monkeypatch.setattr(tuner.context, "lost", lambda device: "AcceleratorError: CUDA error: an illegal memory access")
     seen: list[tuner.Result] = []
     with pytest.raises(tuner.ContextLost, match=r"lost while fake FakeConfig.*illegal memory access.*new process") as raised:
         lk_triton.tune([second, replace(TINY, n=2)], progress=lambda *result: seen.append(result[-1]))
     assert raised.value.candidate is not None
     assert raised.value.candidate.config.fault == "raises"
     assert seen == []
-    assert cache.user_entries(TINY, devices.of(CPU))
-    assert not cache.user_entries(second, devices.of(CPU))
+    assert cache.user_entries(TINY, gpus.of(CPU))
+    assert not cache.user_entries(second, gpus.of(CPU))
 
 
 def test_a_gate_that_does_not_fit_rejects_and_says_why(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -323,7 +323,7 @@ def test_tuning_a_model(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     assert {r.problem.dtype for r in results} == {"bfloat16"}
     measured = {getattr(r.problem, "kh", None): r.microseconds is not None for r in results}
     assert measured == {5: True, 1: False, 3: True}, "the fake algorithm is for depthwise layers"
-    assert all(plan(r.problem, devices.of(CPU)).source == "user cache" for r in results if r.microseconds is not None)
+    assert all(plan(r.problem, gpus.of(CPU)).source == "user cache" for r in results if r.microseconds is not None)
 
 
 def test_wrong_calls() -> None:
@@ -396,7 +396,7 @@ def test_the_first_call_tunes_if_asked_to(monkeypatch: pytest.MonkeyPatch, clock
     assert clock.calls == 1
     monkeypatch.setenv(on_call.VARIABLE, "1")
     call()
-    assert plan(TINY, devices.of(CPU)) == Plan("fake", FakeConfig(1, 2), "user cache")
+    assert plan(TINY, gpus.of(CPU)) == Plan("fake", FakeConfig(1, 2), "user cache")
     tuned = clock.calls
     call()
     assert clock.calls == tuned + 1
@@ -440,5 +440,5 @@ def test_tuning_on_a_gpu() -> None:
     (result,) = lk_triton.tune([problem])
     assert not result.rejected
     assert result.microseconds is not None
-    assert plan(problem, devices.of(torch.device("cuda"))) == result.plan
+    assert plan(problem, gpus.of(torch.device("cuda"))) == result.plan
     assert 0.1 < result.microseconds / result.estimate_us < 10

@@ -13,7 +13,7 @@ import torch
 from fakes import H100, LAYER, SMALL, Clock, edit, entry_of
 
 from lk_triton import context
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.cli import main, tune
 from lk_triton.ops.problem import ConvProblem
@@ -191,7 +191,7 @@ def test_a_lost_gpu_is_exit_code_75(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     """The process ends without destructors; the next one, started with --missing, finds what was measured."""
     wide = replace(TINY, c=2)
     monkeypatch.setattr(tune, "networks", lambda *_: [{TINY: 9, wide: 1, replace(TINY, n=65): 1}])
-    monkeypatch.setattr(context, "lost", lambda place: "CUDA error: an illegal memory access" if lost else None)
+    monkeypatch.setattr(context, "lost", lambda device: "CUDA error: an illegal memory access" if lost else None)
     real, lost = registry.get("direct").launch, []
 
     def launch(problem: ConvProblem, *rest: object) -> object:
@@ -212,7 +212,7 @@ def test_a_lost_gpu_is_exit_code_75(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "ContextLost: the GPU was lost" in error["error"]
     assert (summary["measured"], summary["failed"], summary["left"]) == (1, 1, 1)
     cache.reload()
-    assert cache.user_entries(TINY, devices.of(torch.device("cpu")))
+    assert cache.user_entries(TINY, gpus.of(torch.device("cpu")))
 
 
 @pytest.mark.usefixtures("tiny", "one_thread")

@@ -15,7 +15,7 @@ from fakes import DENSE, FFN, H100, LAST, LAYER, STEM
 from torch import Tensor
 
 import lk_triton
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import TritonAlgorithm
 from lk_triton.ops import registration as library
@@ -92,7 +92,7 @@ def close(pair: tuple[Tensor, Tensor]) -> bool:
 
 
 def first_choice(problem: Problem = SMALL) -> str:
-    return plan(problem, devices.of(torch.device("cpu"))).algorithm
+    return plan(problem, gpus.of(torch.device("cpu"))).algorithm
 
 
 # What happens to a call
@@ -138,7 +138,7 @@ def test_a_forced_kernel_that_is_wrong_raises(monkeypatch: pytest.MonkeyPatch) -
 def test_a_wrong_layer_of_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = FfnProblem(2, 64, 4, 4, 64)
     pair: Any = registry.get("pair")
-    layer = pair.plan(problem.layers[0], devices.of(torch.device("cpu"))).algorithm
+    layer = pair.plan(problem.layers[0], gpus.of(torch.device("cpu"))).algorithm
     Watch(monkeypatch, layer, lambda x, y: y[:, 3].zero_())
     with pytest.raises(RuntimeError, match="pair"):
         serve(problem, "pair")
@@ -146,10 +146,10 @@ def test_a_wrong_layer_of_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", list(registry.ALGORITHMS))
 def test_a_right_kernel_is_checked_once(name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    device = devices.of(torch.device("cpu"))
+    gpu = gpus.of(torch.device("cpu"))
     watch = Watch(monkeypatch, name, real=True)
     for problem in PROBLEMS:
-        if name in registry.meant_for(problem) and plans.refusal(problem, device, name) is None:
+        if name in registry.meant_for(problem) and plans.refusal(problem, gpu, name) is None:
             counts = []
             for seed in range(2):
                 watch.calls = 0
@@ -181,8 +181,8 @@ def test_what_was_checked_is_remembered_for_other_processes(monkeypatch: pytest.
             if changed == "torch":
                 patch.setattr(verify, "versions", lambda: {"torch": "99", "triton": "3"})
             if changed == "device":
-                patch.setattr(devices, "of", lambda place: replace(H100, name="another", backend="cuda"))
-            assert verify.due(problem, plan(problem, devices.of(torch.device("cpu")), "direct"), torch.zeros(1)), changed
+                patch.setattr(gpus, "of", lambda device: replace(H100, name="another", backend="cuda"))
+            assert verify.due(problem, plan(problem, gpus.of(torch.device("cpu")), "direct"), torch.zeros(1)), changed
 
 
 def test_a_cache_that_cannot_be_written_stops_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -226,7 +226,7 @@ def test_confirmed_kernels_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> N
     watch = Watch(monkeypatch, "direct", one_tap)
     serve(SMALL, "direct")
     assert watch.calls == 1
-    assert asked == [("direct", registry.get("direct").versions["direct"], devices.of(torch.device("cpu")).arch, True)]
+    assert asked == [("direct", registry.get("direct").versions["direct"], gpus.of(torch.device("cpu")).arch, True)]
 
 
 def test_unconfirmed_is_resident_on_what_it_did_not_run_on() -> None:
@@ -281,7 +281,7 @@ def test_never_under_capture_nor_without_values(monkeypatch: pytest.MonkeyPatch)
     chosen = plan(SMALL, H100, "direct")
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda now=capturing: now)
-        monkeypatch.setattr(devices, "of", lambda place: H100)
+        monkeypatch.setattr(gpus, "of", lambda device: H100)
         assert verify.due(SMALL, chosen, x) is not capturing
         assert verify._settled == {}, "a capture settles nothing"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...gpu import Device
+from ...gpu import Gpu
 from ...ops.problem import Problem
 from ..base import MMA_SHARE
 
@@ -57,14 +57,14 @@ class Dot(NamedTuple):
         elements = self.operand_reads if self.kind in ("mma", "mfma") else self.m + self.n
         return elements * self.k / self.warps / self.warp_size
 
-    def share_of_peak(self, device: Device) -> float:
+    def share_of_peak(self, gpu: Gpu) -> float:
         """Rate that the shape can reach, over the device's peak.
 
         mma.sync is slower beside a newer family. 64 rows of tcgen05 fill half the lanes of tensor memory: that this halves
         the rate is assumed.
         """
         if self.kind == "mma":
-            return SHORT_SHARE.get(device.mma_family, 1.0)
+            return SHORT_SHARE.get(gpu.mma_family, 1.0)
         return 0.5 if self.kind == "tcgen05" and self.m % 128 else 1 / self.repeats
 
     @property
@@ -107,12 +107,12 @@ class Dot(NamedTuple):
         return count + products + self.operand_reads * self.k * self.itemsize / self.warps / 512
 
 
-def kind_of(device: Device, m: int, precision: str, itemsize: int) -> str:
-    """What multiplies a dot of ``m`` rows on ``device``, whose programs have four or eight warps here.
+def kind_of(gpu: Gpu, m: int, precision: str, itemsize: int) -> str:
+    """What multiplies a dot of ``m`` rows on ``gpu``, whose programs have four or eight warps here.
 
     The newer families want 64 rows; fewer are left to mma.sync. IEEE float32 has matrix units on gfx9 only.
     """
-    family = device.mma_family
+    family = gpu.mma_family
     if family == "mfma":
         return family
     if itemsize == 4 and precision == "ieee":
@@ -120,21 +120,21 @@ def kind_of(device: Device, m: int, precision: str, itemsize: int) -> str:
     return family if m >= 64 else "mma"
 
 
-def precisions(problem: Problem, device: Device) -> tuple[str, ...]:
+def precisions(problem: Problem, gpu: Gpu) -> tuple[str, ...]:
     """The dot precisions that answer the problem's request; float32 by default wants float32-class accuracy."""
     if problem.dtype != "float32":
         return ("ieee",)
-    if device.backend == "hip":
+    if gpu.backend == "hip":
         return ("ieee",) if problem.precision in (None, "ieee") else ()
     return (problem.precision,) if problem.precision else ("tf32x3", "ieee")
 
 
-def rate(dot: Dot, precision: str, device: Device) -> float:
+def rate(dot: Dot, precision: str, gpu: Gpu) -> float:
     """FLOP/s of the products."""
     if dot.itemsize == 2:
-        peak = device.mma_half_tflops
+        peak = gpu.mma_half_tflops
     elif precision == "ieee":
-        peak = device.fp32_tflops
+        peak = gpu.fp32_tflops
     else:
-        peak = device.mma_tf32_tflops / (3 if dot.split else 1)
-    return peak * 1e12 * MMA_SHARE * dot.share_of_peak(device)
+        peak = gpu.mma_tf32_tflops / (3 if dot.split else 1)
+    return peak * 1e12 * MMA_SHARE * dot.share_of_peak(gpu)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...gpu import Device
+from ...gpu import Gpu
 from ...ops import layout
 from ...ops.problem import DenseProblem, FfnProblem, StemProblem
 from ..base import TritonAlgorithm, refused
@@ -20,9 +20,9 @@ class DenseAlgorithm(TritonAlgorithm):
 
     problems = (DenseProblem,)
 
-    def supports(self, problem: Any, device: Device) -> str | None:
+    def supports(self, problem: Any, gpu: Gpu) -> str | None:
         """What every one of them refuses."""
-        reason = refused(self, problem, device)
+        reason = refused(self, problem, gpu)
         if reason is None and max(pixels(problem), *(problem.oh * problem.ow, problem.h * problem.w)) >= 2**31 - 2**16:
             reason = f"{problem} has 2^31 pixels or more: split the batch"
         return reason

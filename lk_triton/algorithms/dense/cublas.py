@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...gpu import Device
+from ...gpu import Gpu
 from ...ops import layout
 from ...ops.problem import DenseProblem, Epilogue
 from ..base import LAUNCH_SECONDS, MMA_SHARE, Estimate, KernelLaunch, activation_bytes, planar, roofline
@@ -31,9 +31,9 @@ class CublasAlgorithm(DenseAlgorithm):
     versions: ClassVar = {"cublas": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = CublasConfig
 
-    def supports(self, problem: DenseProblem, device: Device) -> str | None:
+    def supports(self, problem: DenseProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
-        reason = super().supports(problem, device)
+        reason = super().supports(problem, gpu)
         if reason is None and not problem.pointwise:
             reason = f"a {problem.kh}x{problem.kw} kernel with stride {problem.stride} is no 1x1 convolution"
         if reason is None and problem.precision == "tf32x3":
@@ -43,20 +43,20 @@ class CublasAlgorithm(DenseAlgorithm):
             reason = f"torch's products are {other}, not {wanted}: set torch.backends.cuda.matmul.fp32_precision = {wanted!r}"
         return reason
 
-    def configs(self, problem: DenseProblem, device: Device) -> list[CublasConfig]:
+    def configs(self, problem: DenseProblem, gpu: Gpu) -> list[CublasConfig]:
         """One."""
         return [CublasConfig()]
 
-    def estimate(self, problem: DenseProblem, config: CublasConfig, device: Device) -> Estimate:
+    def estimate(self, problem: DenseProblem, config: CublasConfig, gpu: Gpu) -> Estimate:
         """The product at the MMA peak's usual share or DRAM, and the epilogue at DRAM, one after the other."""
-        bandwidth = device.dram_gbps * 1e9
-        peak = {"float32": device.mma_tf32_tflops if problem.precision == "tf32" else device.fp32_tflops}
+        bandwidth = gpu.dram_gbps * 1e9
+        peak = {"float32": gpu.mma_tf32_tflops if problem.precision == "tf32" else gpu.fp32_tflops}
         outputs = problem.n * problem.out_channels * problem.oh * problem.ow * problem.itemsize
         plain = activation_bytes(problem) - (outputs if problem.epilogue.residual else 0)
         product = roofline(
             problem,
-            device,
-            mma=2 * problem.nominal_macs / (peak.get(problem.dtype, device.mma_half_tflops) * 1e12 * MMA_SHARE),
+            gpu,
+            mma=2 * problem.nominal_macs / (peak.get(problem.dtype, gpu.mma_half_tflops) * 1e12 * MMA_SHARE),
             dram=(plain + weight_bytes(problem)) / bandwidth,
         )
         passes = outputs * (3 if problem.epilogue.residual else 2) / bandwidth + LAUNCH_SECONDS

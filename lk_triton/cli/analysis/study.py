@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ... import gpu as devices
+from ... import gpu as gpus
 from ...models import create_model, published_form, randomize_
 from ...models.analysis import kernel_size as study
 from ...models.analysis import pictures, published, report
@@ -58,16 +58,16 @@ def kernel_size(arguments: argparse.Namespace) -> int:
     return int(page is None)
 
 
-def estimated(arch: str | None, device: torch.device) -> devices.Device:
+def estimated(arch: str | None, device: torch.device) -> gpus.Gpu:
     """The device to estimate for: ``arch``, else this GPU, else an H100.
 
     Raises:
         CommandError: ``arch`` is no architecture.
     """
     if arch is None and device.type == "cuda":
-        return devices.of(device)
+        return gpus.of(device)
     try:
-        return devices.for_arch(arch or "h100")
+        return gpus.for_arch(arch or "h100")
     except ValueError as error:
         raise CommandError(str(error)) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lk_triton import gpu as devices
+from lk_triton import gpu as gpus
 from lk_triton.models.analysis import published
 from lk_triton.models.analysis.kernel_size import VARIANTS, accuracies, cost, estimate
 
@@ -38,7 +38,7 @@ def test_large_kernels_of_31b() -> None:
 
 
 def test_estimates_grow_with_the_kernel_and_ours_least() -> None:
-    h100 = devices.for_arch("h100")
+    h100 = gpus.for_arch("h100")
     small, large = (estimate(name, h100, 64, 224, "float16") for name in ("replknet_3", "replknet_31b"))
     assert 0 < small.ours < large.ours < large.torch
     assert small.torch < large.torch

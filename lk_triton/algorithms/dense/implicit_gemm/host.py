@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .... import gpu as devices
-from ....gpu import Device
+from .... import gpu as gpus
+from ....gpu import Gpu
 from ....ops.problem import DenseProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import Dot, kind_of, precisions, rate
@@ -48,36 +48,36 @@ class StemAlgorithm(DenseAlgorithm):
         """The rows of a tile."""
         return config.rows
 
-    def supports(self, problem: DenseProblem, device: Device) -> str | None:
+    def supports(self, problem: DenseProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
-        reason = super().supports(problem, device)
+        reason = super().supports(problem, gpu)
         if reason is None and problem.pointwise:
             reason = "1x1 convolutions are pointwise's"
         if reason is None and taps(problem) > MOST_TAPS:
             reason = f"{problem.c} channels of {problem.kh}x{problem.kw} are {taps(problem)} taps, more than {MOST_TAPS}"
-        if reason is None and device.backend == "cuda" and device.capability < 80:
-            reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
-        if reason is None and not precisions(problem, device):
-            reason = f"precision {problem.precision} is not offered on {device.arch}, ieee is"
+        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
+            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
+        if reason is None and not precisions(problem, gpu):
+            reason = f"precision {problem.precision} is not offered on {gpu.arch}, ieee is"
         return reason
 
-    def configs(self, problem: DenseProblem, device: Device) -> list[StemConfig]:
+    def configs(self, problem: DenseProblem, gpu: Gpu) -> list[StemConfig]:
         """Tiles that are not much larger than the output, and that shared memory and registers hold."""
         tall = max(16, 1 << (problem.out_channels - 1).bit_length())
         depth = padded_taps(problem)
         found = []
         for rows, columns, warps in product((128, 64, 32, 16), (128, 256, 64), (4, 8)):
-            threads = device.warp_size * warps
+            threads = gpu.warp_size * warps
             gathered, held = depth * columns / threads, depth * (rows + columns) * problem.itemsize
-            fits = gathered <= MOST_GATHERED[problem.itemsize] and held <= device.shared_per_block
+            fits = gathered <= MOST_GATHERED[problem.itemsize] and held <= gpu.shared_per_block
             if rows <= tall and 4 <= rows * columns / threads <= 64 and fits:
-                found += [StemConfig(rows, columns, warps, precision) for precision in precisions(problem, device)]
+                found += [StemConfig(rows, columns, warps, precision) for precision in precisions(problem, gpu)]
         return found
 
-    def estimate(self, problem: DenseProblem, config: StemConfig, device: Device) -> Estimate:
+    def estimate(self, problem: DenseProblem, config: StemConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (MMA, L2, issue slots), or DRAM."""
         tiles = tiles_of(problem, config)
-        per_sm = tiles / device.sms
+        per_sm = tiles / gpu.sms
         fullest = ceil(per_sm) / per_sm
         gathered = tiles * padded_taps(problem) * config.columns
         issued = tiles * config.rows * config.columns * epilogue_instructions(problem) + gathered * GATHER_INSTRUCTIONS
@@ -85,11 +85,11 @@ class StemAlgorithm(DenseAlgorithm):
         weights = tiles * config.rows * taps(problem) * problem.itemsize
         return roofline(
             problem,
-            device,
-            mma=2 * issued_macs(problem, config) / rate(dot_of(problem, config, device), config.precision, device) * fullest,
-            l2=(outside + weights) / (device.l2_gbps * 1e9),
-            issue=issued / device.warp_size / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
-            dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
+            gpu,
+            mma=2 * issued_macs(problem, config) / rate(dot_of(problem, config, gpu), config.precision, gpu) * fullest,
+            l2=(outside + weights) / (gpu.l2_gbps * 1e9),
+            issue=issued / gpu.warp_size / (gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE) * fullest,
+            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: DenseProblem, config: StemConfig) -> int:
@@ -112,7 +112,7 @@ class StemAlgorithm(DenseAlgorithm):
             "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1], "PAD_H": problem.padding[0],
             "PAD_W": problem.padding[1], "KP": padded_taps(problem), "BM": config.rows, "BN": config.columns,
             "HAS_BIAS": bias is not None, "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
-            "PRECISION": config.precision, "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
+            "PRECISION": config.precision, "CAST_OPERANDS": problem.dtype == "bfloat16" and gpus.interpreted(),
         }  # fmt: skip
         return KernelLaunch(stem_kernel, (tiles_of(problem, config),), args, config.num_warps, num_stages=1)
 
@@ -137,10 +137,10 @@ def issued_macs(problem: DenseProblem, config: StemConfig) -> int:
     return tiles_of(problem, config) * config.rows * config.columns * padded_taps(problem)
 
 
-def dot_of(problem: DenseProblem, config: StemConfig, device: Device) -> Dot:
+def dot_of(problem: DenseProblem, config: StemConfig, gpu: Gpu) -> Dot:
     """The product of one tile."""
     return Dot(
-        kind=kind_of(device, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,
+        kind=kind_of(gpu, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,
         k=padded_taps(problem), itemsize=problem.itemsize, warps=config.num_warps,
-        warp_size=device.warp_size, split=config.precision == "tf32x3",
+        warp_size=gpu.warp_size, split=config.precision == "tf32x3",
     )  # fmt: skip

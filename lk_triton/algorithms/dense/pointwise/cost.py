@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import ceil
 from typing import ClassVar
 
-from ....gpu import Device
+from ....gpu import Gpu
 from ....ops.problem import DenseProblem
 from ...base import vector_width
 from ...cost.dot import Dot, kind_of
@@ -61,18 +61,18 @@ def operand_bytes(problem: DenseProblem, config: PointwiseConfig) -> tuple[int, 
     return rows * problem.c * pixels(problem) * problem.itemsize, columns * problem.out_channels * problem.c * problem.itemsize
 
 
-def dot_of(problem: DenseProblem, config: PointwiseConfig, device: Device) -> Dot:
+def dot_of(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> Dot:
     """The products of one step."""
     return Dot(
-        kind=kind_of(device, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,
+        kind=kind_of(gpu, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,
         k=config.step_k, itemsize=problem.itemsize, warps=config.num_warps,
-        warp_size=device.warp_size, split=config.precision == "tf32x3",
+        warp_size=gpu.warp_size, split=config.precision == "tf32x3",
     )  # fmt: skip
 
 
-def shared_bytes(problem: DenseProblem, config: PointwiseConfig, device: Device) -> int:
+def shared_bytes(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> int:
     """Shared memory of one program, an upper bound: the pipelined operands, and the outputs on their way to the store."""
-    dot = dot_of(problem, config, device)
+    dot = dot_of(problem, config, gpu)
     operands = config.num_stages * config.step_k * (config.rows + config.columns) * problem.itemsize
     if dot.kind == "tcgen05":
         operands += 16
@@ -89,20 +89,20 @@ def in_flight(problem: DenseProblem, config: PointwiseConfig) -> int:
     return 1 if narrow else max(config.num_stages - 1, 1)
 
 
-def loads_per_thread(problem: DenseProblem, config: PointwiseConfig, device: Device) -> float:
+def loads_per_thread(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> float:
     """16-byte loads of one thread in one step."""
-    threads = device.warp_size * config.num_warps
+    threads = gpu.warp_size * config.num_warps
     return 0.0 if config.tma else (config.rows + config.columns) * config.step_k * problem.itemsize / 16 / threads
 
 
-def registers(problem: DenseProblem, config: PointwiseConfig, device: Device) -> float:
+def registers(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> float:
     """Registers per thread, an estimate for kernels that do not spill (tests compile a sample of those that are legal).
 
     Accumulators, which mma.sync and mfma keep beside their fragments; addresses of loads; what the activation and images that
     are not one row add; a residual's part.
     """
-    dot = dot_of(problem, config, device)
-    accumulators, loads = config.outputs / (dot.warp_size * config.num_warps), loads_per_thread(problem, config, device)
+    dot = dot_of(problem, config, gpu)
+    accumulators, loads = config.outputs / (dot.warp_size * config.num_warps), loads_per_thread(problem, config, gpu)
     copies, per_load, rest = (1.25, 5, 40) if dot.kind in ("wgmma", "tcgen05") else (2, 6, 50)
     count = copies * accumulators + per_load * loads + rest
     count += {None: 0, "relu": 0, "gelu": 15, "silu": 20}[problem.epilogue.activation]
@@ -114,21 +114,21 @@ def registers(problem: DenseProblem, config: PointwiseConfig, device: Device) ->
     return count + (32 + 2 * dot.elements_per_lane if problem.itemsize == 4 else 0)
 
 
-def tensor_columns(problem: DenseProblem, config: PointwiseConfig, device: Device) -> int:
+def tensor_columns(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> int:
     """Of tensor memory; twice where the next tile's products run while this one's are stored."""
-    return dot_of(problem, config, device).tensor_columns * (2 if config.tma else 1)
+    return dot_of(problem, config, gpu).tensor_columns * (2 if config.tma else 1)
 
 
 @lru_cache(maxsize=4096)
-def programs_per_sm(problem: DenseProblem, config: PointwiseConfig, device: Device) -> int:
+def programs_per_sm(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> int:
     """How many programs are resident on one SM."""
-    return device.programs_at_once(
-        registers(problem, config, device), shared_bytes(problem, config, device), config.num_warps,
-        tensor_columns(problem, config, device),
+    return gpu.programs_at_once(
+        registers(problem, config, gpu), shared_bytes(problem, config, gpu), config.num_warps,
+        tensor_columns(problem, config, gpu),
     )  # fmt: skip
 
 
-def instructions(problem: DenseProblem, config: PointwiseConfig, device: Device) -> float:
+def instructions(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> float:
     """Of one warp in one step, counted in offline compilations for sm_80 and sm_90."""
-    loads = loads_per_thread(problem, config, device)
-    return 55 + 5 * loads + dot_of(problem, config, device).instructions
+    loads = loads_per_thread(problem, config, gpu)
+    return 55 + 5 * loads + dot_of(problem, config, gpu).instructions

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .... import gpu as devices
-from ....gpu import Device
+from .... import gpu as gpus
+from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import DenseProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
@@ -63,64 +63,64 @@ class PointwiseAlgorithm(DenseAlgorithm):
         """The rows of a tile."""
         return config.rows
 
-    def supports(self, problem: DenseProblem, device: Device) -> str | None:
+    def supports(self, problem: DenseProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
-        reason = super().supports(problem, device)
+        reason = super().supports(problem, gpu)
         if reason is None and not problem.pointwise:
             reason = f"a {problem.kh}x{problem.kw} kernel with stride {problem.stride} is no 1x1 convolution"
-        if reason is None and device.backend == "cuda" and device.capability < 80:
-            reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
-        if reason is None and not precisions(problem, device):
-            reason = f"precision {problem.precision} is not offered on {device.arch}, ieee is"
+        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
+            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
+        if reason is None and not precisions(problem, gpu):
+            reason = f"precision {problem.precision} is not offered on {gpu.arch}, ieee is"
         return reason
 
-    def configs(self, problem: DenseProblem, device: Device) -> list[PointwiseConfig]:
+    def configs(self, problem: DenseProblem, gpu: Gpu) -> list[PointwiseConfig]:
         """Every tile that is not much larger than the matrix, as far as registers and shared memory go."""
         wide = 1 << (min(pixels(problem), 256) - 1).bit_length()
         tall = 1 << (min(problem.out_channels, 256) - 1).bit_length()
         found = []
-        for (rows, columns), precision in product((*TILES, NARROW), precisions(problem, device)):
+        for (rows, columns), precision in product((*TILES, NARROW), precisions(problem, gpu)):
             if rows > max(32, tall) or columns > max(64, wide):
                 continue
-            if (rows, columns) == NARROW and _tiles(problem, rows, 64) >= device.sms:
+            if (rows, columns) == NARROW and _tiles(problem, rows, 64) >= gpu.sms:
                 continue
             pipelines = [(step_k, STAGES) for step_k in STEPS[problem.itemsize]]
-            if problem.itemsize == 2 and _tiles(problem, rows, columns) <= device.sms:
+            if problem.itemsize == 2 and _tiles(problem, rows, columns) <= gpu.sms:
                 pipelines += [(k, tuple(s for s in stages if k * s <= problem.c)) for k, stages in DEEP.items()]
             grid = ((step_k, *c) for step_k, stages in pipelines for c in product((8, 4), stages, (True, False)))
             for step_k, warps, stages, tma in grid:  # at equal estimates, the first
                 config = PointwiseConfig(rows, columns, step_k, warps, stages, precision, tma)
-                if _fits(problem, config, device):
+                if _fits(problem, config, gpu):
                     found.append(config)
         return found
 
-    def estimate(self, problem: DenseProblem, config: PointwiseConfig, device: Device) -> Estimate:
+    def estimate(self, problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (MMA, shared memory, L2, issue slots, latency), or DRAM.
 
         Where an SM holds one program, nothing overlaps its epilogue. Latency: the first step waits for its loads, the others
         for their share of what the pipeline has in flight.
         """
-        dot, size = dot_of(problem, config, device), problem.itemsize
+        dot, size = dot_of(problem, config, gpu), problem.itemsize
         tiles, steps = tiles_of(problem, config), steps_of(problem, config)
-        per_sm = tiles / device.sms
+        per_sm = tiles / gpu.sms
         fullest = ceil(per_sm) / per_sm
-        resident = programs_per_sm(problem, config, device)
+        resident = programs_per_sm(problem, config, gpu)
         filled = tiles * steps * config.step_k * (config.rows + config.columns) * size
         read = tiles * steps * config.step_k * dot.operand_reads * size
-        epilogue = tiles * config.outputs / device.warp_size * epilogue_instructions(problem)
-        slots = device.issue_per_clock * device.clocks * ISSUE_SHARE
+        epilogue = tiles * config.outputs / gpu.warp_size * epilogue_instructions(problem)
+        slots = gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE
         exposed = epilogue / slots * fullest if resident == 1 else 0.0
-        issued = tiles * steps * config.num_warps * instructions(problem, config, device) + epilogue
+        issued = tiles * steps * config.num_warps * instructions(problem, config, gpu) + epilogue
         outside = activation_bytes(problem)
         return roofline(
             problem,
-            device,
-            mma=2 * issued_macs(problem, config) / rate(dot, config.precision, device) * fullest + exposed,
-            smem=(filled + read) / (device.shared_bytes_per_clock * device.clocks) * fullest + exposed,
-            l2=(sum(operand_bytes(problem, config)) + outside) / (device.l2_gbps * 1e9),
+            gpu,
+            mma=2 * issued_macs(problem, config) / rate(dot, config.precision, gpu) * fullest + exposed,
+            smem=(filled + read) / (gpu.shared_bytes_per_clock * gpu.clocks) * fullest + exposed,
+            l2=(sum(operand_bytes(problem, config)) + outside) / (gpu.l2_gbps * 1e9),
             issue=issued / slots * fullest,
             latency=ceil(per_sm / resident) * (steps / in_flight(problem, config) + 1) * STEP_LATENCY,
-            dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
+            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: DenseProblem, config: PointwiseConfig) -> int:
@@ -135,10 +135,10 @@ class PointwiseAlgorithm(DenseAlgorithm):
         from .kernel import pointwise_kernel
 
         tiles = tiles_of(problem, config)
-        device = devices.TABLE["h100"] if x.device.type == "meta" else devices.of(x.device)  # meta: to compile for elsewhere
+        gpu = gpus.TABLE["h100"] if x.device.type == "meta" else gpus.of(x.device)  # meta: to compile for elsewhere
         matrices = _matrices(x, bank) if config.tma else None
         tma = matrices is not None
-        programs = min(tiles, device.sms * programs_per_sm(problem, config, device)) if tma else tiles
+        programs = min(tiles, gpu.sms * programs_per_sm(problem, config, gpu)) if tma else tiles
         widest = 16 // problem.itemsize
         args = row_arguments("x", x, widest) | row_arguments("r", residual, widest) | row_arguments("o", out, widest) | {
             "x": x, "weight": bank, "bias": bias, "residual": residual, "out": out,
@@ -147,23 +147,23 @@ class PointwiseAlgorithm(DenseAlgorithm):
             "programs": programs, "BM": config.rows, "BN": config.columns, "BK": config.step_k, "GROUP": GROUP,
             "TMA": tma, "EVEN_K": problem.c % config.step_k == 0,
             "HAS_BIAS": bias is not None, "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
-            "PRECISION": config.precision, "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
+            "PRECISION": config.precision, "CAST_OPERANDS": problem.dtype == "bfloat16" and gpus.interpreted(),
         }  # fmt: skip
         if matrices is not None:
             args |= _descriptors(config, *matrices)
         return KernelLaunch(pointwise_kernel, (programs,), args, config.num_warps, config.num_stages)
 
 
-def _fits(problem: DenseProblem, config: PointwiseConfig, device: Device) -> bool:
+def _fits(problem: DenseProblem, config: PointwiseConfig, gpu: Gpu) -> bool:
     """Whether the device can launch ``config`` without spills, and threads have not too little to do."""
-    if config.tma and not (device.capability >= 90 and problem.itemsize == 2 and _operands_are_aligned(problem)):
+    if config.tma and not (gpu.capability >= 90 and problem.itemsize == 2 and _operands_are_aligned(problem)):
         return False
-    accumulators = config.outputs / (device.warp_size * config.num_warps)
-    if accumulators < 16 or tensor_columns(problem, config, device) > device.tensor_columns:
+    accumulators = config.outputs / (gpu.warp_size * config.num_warps)
+    if accumulators < 16 or tensor_columns(problem, config, gpu) > gpu.tensor_columns:
         return False
     # the smallest tile stays whatever it needs, so that float32 is served at all
-    in_registers = registers(problem, config, device) <= MAX_REGISTERS or config.outputs == 32 * 64
-    return in_registers and shared_bytes(problem, config, device) <= device.shared_per_block
+    in_registers = registers(problem, config, gpu) <= MAX_REGISTERS or config.outputs == 32 * 64
+    return in_registers and shared_bytes(problem, config, gpu) <= gpu.shared_per_block
 
 
 def _tiles(problem: DenseProblem, rows: int, columns: int) -> int:

@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 from torch import Tensor
 
-from ....gpu import Device
+from ....gpu import Gpu
 from ....ops.problem import ConvProblem
 from ...base import KernelLaunch, vector_width
 from .cost import ACTIVATION_INSTRUCTIONS, LINE, DirectConfig, Work, columns, distinct_rows, input_rows, read_rows
@@ -21,14 +21,14 @@ MAX_VALUES = {1: 194, 2: 330}
 sm_90)."""
 
 
-def channels_last_configs(problem: ConvProblem, device: Device) -> list[DirectConfig]:
+def channels_last_configs(problem: ConvProblem, gpu: Gpu) -> list[DirectConfig]:
     """None but for channels_last problems without a channel multiplier, and where a lane's pixels fit in registers."""
     if problem.layout != "channels_last" or problem.multiplier != 1:
         return []
     apart, rest = divmod(problem.stride[0], problem.dilation[0])
     shared = rest == 0 and apart < problem.kh and problem.oh > 1
     found = [
-        DirectConfig(block, block // device.warp_size, rows, outputs, channels)
+        DirectConfig(block, block // gpu.warp_size, rows, outputs, channels)
         for rows in ((1, 2) if shared else (1,))
         for outputs in (4, 8, 2, 1)
         if _values(problem, rows, outputs) <= MAX_VALUES[rows]

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ....gpu import Device
+from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import ConvProblem
 from ...base import (
@@ -49,9 +49,9 @@ class DirectAlgorithm(TritonAlgorithm):
         """One channel, or a lane's vector of them side by side, which may be as short as one."""
         return config.channels or 1
 
-    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+    def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
-        reason = super().supports(problem, device)
+        reason = super().supports(problem, gpu)
         if reason is None and len(columns(problem)) > MAX_COLUMNS:
             return (
                 f"{OUTPUTS_PER_LANE} outputs of a {problem.kw} wide kernel with stride {problem.stride[1]} and dilation "
@@ -61,16 +61,16 @@ class DirectAlgorithm(TritonAlgorithm):
             return f"computes in IEEE float32, not in {problem.precision}"
         return reason
 
-    def configs(self, problem: ConvProblem, device: Device) -> list[DirectConfig]:
+    def configs(self, problem: ConvProblem, gpu: Gpu) -> list[DirectConfig]:
         """One lane per thread, of as many output rows as share input rows and can be unrolled.
 
         For channels_last problems both kernels: lanes along the channels, and along the rows of converted planes.
         """
-        lanes = [n for n in (64, 128, 256, 32) if n >= device.warp_size]  # at equal estimates, the first
-        planes = [DirectConfig(n, n // device.warp_size, rows) for rows in _rows(problem) for n in lanes]
-        return channels_last_configs(problem, device) + planes
+        lanes = [n for n in (64, 128, 256, 32) if n >= gpu.warp_size]  # at equal estimates, the first
+        planes = [DirectConfig(n, n // gpu.warp_size, rows) for rows in _rows(problem) for n in lanes]
+        return channels_last_configs(problem, gpu) + planes
 
-    def estimate(self, problem: ConvProblem, config: DirectConfig, device: Device) -> Estimate:
+    def estimate(self, problem: ConvProblem, config: DirectConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (FMA units, issue slots, L1, L2), or DRAM.
 
         L1 is taken to keep a program's input rows and weights, so that L2 serves what differs within a program.
@@ -78,7 +78,7 @@ class DirectAlgorithm(TritonAlgorithm):
         counted = channels_last_work(problem, config) if config.channels else work(problem, config)
         # lanes along the channels need no conversion
         converted = replace(problem, layout="nchw") if config.channels else problem
-        per_sm = counted.programs / device.sms
+        per_sm = counted.programs / gpu.sms
         fullest = ceil(per_sm) / per_sm
         image = problem.n * problem.c * problem.h * problem.w * problem.itemsize
         written = activation_bytes(problem) - image
@@ -87,12 +87,12 @@ class DirectAlgorithm(TritonAlgorithm):
         through_l2 = counted.image_distinct_bytes + counted.weight_distinct_bytes + written
         return roofline(
             converted,
-            device,
-            fma=2 * counted.macs / (device.fp32_tflops * 1e12) * fullest,
-            issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * fullest,
-            smem=counted.lines * LINE / (device.shared_bytes_per_clock * device.clocks) * fullest,
-            l2=through_l2 / (device.l2_gbps * 1e9) * fullest,
-            dram=(image + written + weights) / (device.dram_gbps * 1e9),
+            gpu,
+            fma=2 * counted.macs / (gpu.fp32_tflops * 1e12) * fullest,
+            issue=issued / (gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE) * fullest,
+            smem=counted.lines * LINE / (gpu.shared_bytes_per_clock * gpu.clocks) * fullest,
+            l2=through_l2 / (gpu.l2_gbps * 1e9) * fullest,
+            dram=(image + written + weights) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: ConvProblem, config: DirectConfig) -> int:

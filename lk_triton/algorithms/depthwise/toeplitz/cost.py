@@ -11,7 +11,7 @@ from math import ceil
 
 import numpy as np
 
-from ....gpu import Device
+from ....gpu import Gpu
 from ....ops.problem import ConvProblem
 from ...base import image_vector
 from ...cost.dot import Dot, kind_of
@@ -195,12 +195,12 @@ def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
     )
 
 
-def dot_of(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Dot:
+def dot_of(problem: ConvProblem, config: ToeplitzConfig, gpu: Gpu) -> Dot:
     """The products of one step."""
     m, n = (config.outputs, config.tiles) if config.swap else (config.tiles, config.outputs)
     return Dot(
-        kind=kind_of(device, m, config.precision, problem.itemsize), m=m, n=n, k=config.step_k,
-        itemsize=problem.itemsize, warps=config.num_warps, warp_size=device.warp_size, split=config.precision == "tf32x3",
+        kind=kind_of(gpu, m, config.precision, problem.itemsize), m=m, n=n, k=config.step_k,
+        itemsize=problem.itemsize, warps=config.num_warps, warp_size=gpu.warp_size, split=config.precision == "tf32x3",
     )  # fmt: skip
 
 

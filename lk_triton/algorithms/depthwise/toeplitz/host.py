@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .... import gpu as devices
-from ....gpu import Device
+from .... import gpu as gpus
+from ....gpu import Gpu
 from ....ops.problem import ConvProblem
 from ...base import (
     ISSUE_SHARE,
@@ -73,20 +73,20 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     versions: ClassVar = {"toeplitz": 1}  # raised when the kernel, its launch or its packing changes
     config_type = ToeplitzConfig
 
-    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+    def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
         if not isinstance(problem, ConvProblem):
-            return super().supports(problem, device)
-        if device.backend == "cuda" and device.capability < 80:
-            return f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
-        reason = not_plain(problem) or super().supports(problem, device)
-        if reason is None and not precisions(problem, device):
-            return f"precision {problem.precision} is not offered on {device.arch}, ieee is"
+            return super().supports(problem, gpu)
+        if gpu.backend == "cuda" and gpu.capability < 80:
+            return f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
+        reason = not_plain(problem) or super().supports(problem, gpu)
+        if reason is None and not precisions(problem, gpu):
+            return f"precision {problem.precision} is not offered on {gpu.arch}, ieee is"
         if reason is None and window_of(problem, 8) is None:
             return f"a {problem.kw} wide kernel needs windows of more than {sum(WINDOWS[-1])} columns"
         return reason
 
-    def configs(self, problem: ConvProblem, device: Device) -> list[ToeplitzConfig]:
+    def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ToeplitzConfig]:
         """Tiles of 32 to 256 outputs, every way to feed them, as far as registers and shared memory go."""
         found = []
         vectors = BANK_VECTORS[problem.itemsize]
@@ -98,24 +98,24 @@ class ToeplitzAlgorithm(TritonAlgorithm):
                     if tiles > max(16, _power_of_two(ceil(tiles_at_hand / rows))) or (swap and rows * columns < 64):
                         continue
                     for vector in vectors:
-                        for precision in precisions(problem, device):
+                        for precision in precisions(problem, gpu):
                             for warps in (4, 8):
                                 for stages in (3, 2, 4, 1):  # at equal estimates, the first
                                     config = ToeplitzConfig(
                                         rows, columns, window, tiles, vector, warps, stages, precision, step_rows, swap
                                     )
-                                    if _fits(problem, config, device):
+                                    if _fits(problem, config, gpu):
                                         found.append(config)
         return found
 
-    def estimate(self, problem: ConvProblem, config: ToeplitzConfig, device: Device) -> Estimate:
+    def estimate(self, problem: ConvProblem, config: ToeplitzConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (MMA, shared memory with L1, L2, issue slots) with the programs' starts and
         stores, DRAM, or L2's latency."""
-        counted, dot = work(problem, config), dot_of(problem, config, device)
+        counted, dot = work(problem, config), dot_of(problem, config, gpu)
         size = problem.itemsize
-        per_sm = counted.programs / device.sms
+        per_sm = counted.programs / gpu.sms
         loop = ceil(per_sm) / per_sm / OVERLAP  # of the fullest SM
-        asynchronous = config.num_stages > 1 and device.backend == "cuda"
+        asynchronous = config.num_stages > 1 and gpu.backend == "cuda"
         image_bypasses = asynchronous and image_vector(problem) * size == 16
         bank_bypasses = asynchronous and config.vector * size == 16
         outside = activation_bytes(problem)
@@ -124,22 +124,22 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         shared += (0 if image_bypasses else counted.image_bytes) + (0 if bank_bypasses else counted.bank_bytes)
         bank_l2 = counted.bank_bytes if bank_bypasses else counted.bank_rows_bytes
         issued = counted.steps * config.num_warps * _instructions(problem, config, dot)
-        resident = device.programs_at_once(
+        resident = gpu.programs_at_once(
             registers(problem, config, dot), shared_bytes(problem, config, dot), config.num_warps, dot.tensor_columns
         )
         rounds = ceil(per_sm / resident)
         ends = START_CLOCKS + STORE_CLOCKS * config.outputs * config.tiles / 64
-        exposed = ceil(per_sm) * ends / min(resident, MOST_OVERLAP) * device.sms / device.clocks
+        exposed = ceil(per_sm) * ends / min(resident, MOST_OVERLAP) * gpu.sms / gpu.clocks
         overlap = max(config.num_stages - 1, 0.5)
         return roofline(
             problem,
-            device,
-            mma=2 * counted.macs / rate(dot, config.precision, device) * loop + exposed,
-            smem=shared / (device.shared_bytes_per_clock * device.clocks) * loop + exposed,
-            l2=(counted.image_bytes + bank_l2 + outside) / (device.l2_gbps * 1e9) * loop + exposed,
-            issue=issued / (device.issue_per_clock * device.clocks * ISSUE_SHARE) * loop + exposed,
-            latency=rounds * counted.steps / counted.programs * device.l2_latency_ns * 1e-9 / overlap,
-            dram=(outside + bank_bytes(problem, config.vector)) / (device.dram_gbps * 1e9),
+            gpu,
+            mma=2 * counted.macs / rate(dot, config.precision, gpu) * loop + exposed,
+            smem=shared / (gpu.shared_bytes_per_clock * gpu.clocks) * loop + exposed,
+            l2=(counted.image_bytes + bank_l2 + outside) / (gpu.l2_gbps * 1e9) * loop + exposed,
+            issue=issued / (gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE) * loop + exposed,
+            latency=rounds * counted.steps / counted.programs * gpu.l2_latency_ns * 1e-9 / overlap,
+            dram=(outside + bank_bytes(problem, config.vector)) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: ConvProblem, config: ToeplitzConfig) -> int:
@@ -181,7 +181,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
             "KIN_B": config.window[1], "BM": config.tiles, "GROUPS": _groups(problem.n, config.tiles), "SWAP": config.swap,
             "V": config.vector, "L": row_length(problem.kw, config.vector),
             "MASK_COLUMNS": sum(config.window) > problem.w, "PRECISION": config.precision,
-            "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
+            "CAST_OPERANDS": problem.dtype == "bfloat16" and gpus.interpreted(),
         }  # fmt: skip
         grid = (problem.c * column_tiles * blocks,)
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
@@ -234,21 +234,21 @@ def _windows(problem: ConvProblem, rows: int, columns: int) -> list[tuple[tuple[
     return found + [(window, d) for d in (2, 4, 8, 16) if 16 <= d * window[0] <= MAX_STEP_K and d < 2 * problem.h]
 
 
-def _fits(problem: ConvProblem, config: ToeplitzConfig, device: Device) -> bool:
+def _fits(problem: ConvProblem, config: ToeplitzConfig, gpu: Gpu) -> bool:
     """Whether the device can launch ``config`` without spills, and more warps than accumulators need are not wasted."""
     accumulators = config.tiles * config.outputs
-    turn = (64 if problem.itemsize == 2 else 32) * 4 * device.warp_size
+    turn = (64 if problem.itemsize == 2 else 32) * 4 * gpu.warp_size
     if accumulators < turn if config.num_warps == 8 else accumulators > turn:
         return False
-    dot = dot_of(problem, config, device)
-    if dot.tensor_columns > device.tensor_columns:
+    dot = dot_of(problem, config, gpu)
+    if dot.tensor_columns > gpu.tensor_columns:
         return False
     limit = MAX_REGISTERS[problem.itemsize]
     if dot.kind == "mfma":
-        limit = device.registers_per_sm / (device.warp_size * config.num_warps)
+        limit = gpu.registers_per_sm / (gpu.warp_size * config.num_warps)
     # the smallest tile stays whatever it needs, so that wide float32 windows are served at all
     in_registers = registers(problem, config, dot) <= limit
-    return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config, dot) <= device.shared_per_block
+    return (in_registers or accumulators == 16 * 32) and shared_bytes(problem, config, dot) <= gpu.shared_per_block
 
 
 def _instructions(problem: ConvProblem, config: ToeplitzConfig, dot: Dot) -> float:

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .... import gpu as devices
-from ....gpu import Device
+from .... import gpu as gpus
+from ....gpu import Gpu
 from ....ops.problem import ConvProblem
 from ...base import (
     Estimate,
@@ -75,11 +75,11 @@ class ResidentAlgorithm(TritonAlgorithm):
     hand_synchronized = True
     config_type = ResidentConfig
 
-    def supports(self, problem: ConvProblem, device: Device) -> str | None:
+    def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
-        return super().supports(problem, device) or refusal(problem, device) or missing_here()
+        return super().supports(problem, gpu) or refusal(problem, gpu) or missing_here()
 
-    def configs(self, problem: ConvProblem, device: Device) -> list[ResidentConfig]:
+    def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ResidentConfig]:
         """Tiles of 64 to 256 outputs that fit in shared memory."""
         found = []
         widths = [v for v in (8, 4, 2, 1) if v <= vector_width(8, [], problem.ow)][:2]
@@ -89,7 +89,7 @@ class ResidentAlgorithm(TritonAlgorithm):
             if window is None or rows >= 2 * problem.oh or columns >= 2 * max(problem.ow, 8):
                 continue
             blocks = ceil(problem.oh / rows) * image_blocks(problem)
-            if split > 1 and (split > blocks or problem.c * ceil(problem.ow / columns) > 2 * device.sms):
+            if split > 1 and (split > blocks or problem.c * ceil(problem.ow / columns) > 2 * gpu.sms):
                 continue
             for step_rows in (1, 2, 4):
                 parts = [step_rows * part for part in window if part]
@@ -105,44 +105,44 @@ class ResidentAlgorithm(TritonAlgorithm):
                         for buffers in (BUFFERS if image_vector(problem) > 1 else BUFFERS[-1:])
                     ]
                     # at equal estimates, the first: the most buffers that cost no resident program
-                    options.sort(key=lambda config: -resident_programs(problem, config, device))
+                    options.sort(key=lambda config: -resident_programs(problem, config, gpu))
                     for config in options:
-                        fits = shared_bytes(problem, config) <= device.shared_per_block
+                        fits = shared_bytes(problem, config) <= gpu.shared_per_block
                         if fits and groups * split <= blocks and most_registers(problem, config) <= MOST_REGISTERS:
                             found.append(config)
         return found
 
-    def estimate(self, problem: ConvProblem, config: ResidentConfig, device: Device) -> Estimate:
+    def estimate(self, problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> Estimate:
         """Products or shared memory of the fullest SM, with what they do not hide; L2; DRAM."""
         size = problem.itemsize
-        per_sm = programs(problem, config) / device.sms
+        per_sm = programs(problem, config) / gpu.sms
         fullest = ceil(per_sm) / per_sm
-        dot = Dot("wgmma", IMAGES, config.outputs, config.step_k, size, warps=4, warp_size=device.warp_size, split=False)
-        count, clock = steps(problem, config), device.clocks
-        mma = 2 * issued_macs(problem, config) / rate(dot, "ieee", device)
+        dot = Dot("wgmma", IMAGES, config.outputs, config.step_k, size, warps=4, warp_size=gpu.warp_size, split=False)
+        count, clock = steps(problem, config), gpu.clocks
+        mma = 2 * issued_macs(problem, config) / rate(dot, "ieee", gpu)
         reads = count * config.step_k * (dot.operand_reads + 2 * IMAGES) * size
-        smem = reads / (device.shared_bytes_per_clock * clock)
-        one = START_CLOCKS + COPY_CLOCKS * matrix_elements(problem, config) / VECTOR / device.warp_size
+        smem = reads / (gpu.shared_bytes_per_clock * clock)
+        one = START_CLOCKS + COPY_CLOCKS * matrix_elements(problem, config) / VECTOR / gpu.warp_size
         one += STORE_CLOCKS * config.outputs * tile_blocks(problem, config) / config.split
-        resident = resident_programs(problem, config, device)
+        resident = resident_programs(problem, config, gpu)
         hidden = min(config.groups * resident, MOST_OVERLAP)
         image = count * IMAGES * config.step_k * size
         # each row comes from DRAM once, and from L2 when other programs or row groups read it again
         first = min(problem.n * problem.c * problem.h * problem.w * size / image, 1)
-        latency = device.l2_latency_ns + first * (device.dram_latency_ns - device.l2_latency_ns)
+        latency = gpu.l2_latency_ns + first * (gpu.dram_latency_ns - gpu.l2_latency_ns)
         waiting = ceil(per_sm / resident) * count / programs(problem, config) / config.groups
         waiting *= latency * 1e-9 / (config.buffers - 2 if image_vector(problem) > 1 else FILLED_WAIT)
-        exposed = ceil(per_sm) * device.sms * one / hidden / clock
+        exposed = ceil(per_sm) * gpu.sms * one / hidden / clock
         outside = activation_bytes(problem)
         banks = programs(problem, config) * self.bank_bytes(problem, config) / problem.c
         return roofline(
             problem,
-            device,
+            gpu,
             mma=mma * fullest + exposed,
             smem=smem * fullest / OVERLAP + exposed,
             latency=max(count * STEP_CLOCKS / config.groups / clock * fullest, waiting) + exposed,
-            l2=(image + banks + outside) / (device.l2_gbps * 1e9) * fullest / OVERLAP,
-            dram=(outside + self.bank_bytes(problem, config)) / (device.dram_gbps * 1e9),
+            l2=(image + banks + outside) / (gpu.l2_gbps * 1e9) * fullest / OVERLAP,
+            dram=(outside + self.bank_bytes(problem, config)) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: ConvProblem, config: ResidentConfig) -> int:
@@ -189,15 +189,15 @@ class ResidentAlgorithm(TritonAlgorithm):
         return KernelLaunch(resident_kernel, (programs(problem, config),), args, num_warps=4, num_stages=1)
 
 
-def resident_programs(problem: ConvProblem, config: ResidentConfig, device: Device) -> int:
+def resident_programs(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> int:
     """How many programs one SM holds at once."""
-    return device.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
+    return gpu.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
 
 
-def refusal(problem: ConvProblem, device: Device) -> str | None:
+def refusal(problem: ConvProblem, gpu: Gpu) -> str | None:
     """Why ``resident`` cannot serve, whatever its configs and wherever it is compiled, or None."""
-    if device.backend != "cuda" or device.capability != 90:
-        return f"{device.arch} has no wgmma: sm_90 is needed"
+    if gpu.backend != "cuda" or gpu.capability != 90:
+        return f"{gpu.arch} has no wgmma: sm_90 is needed"
     if problem.dtype not in ("float16", "bfloat16"):
         return f"dtype {problem.dtype} is not one of float16, bfloat16"
     if (reason := not_plain(problem)) is not None:
@@ -209,7 +209,7 @@ def refusal(problem: ConvProblem, device: Device) -> str | None:
 
 def missing_here() -> str | None:
     """Why this process cannot compile the kernel, or None."""
-    return "Gluon kernels cannot be interpreted: unset TRITON_INTERPRET" if devices.interpreted() else missing_gluon()
+    return "Gluon kernels cannot be interpreted: unset TRITON_INTERPRET" if gpus.interpreted() else missing_gluon()
 
 
 @lru_cache

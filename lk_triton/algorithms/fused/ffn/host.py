@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .... import gpu as devices
-from ....gpu import Device
+from .... import gpu as gpus
+from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import FfnProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline
@@ -53,9 +53,9 @@ class ConvffnAlgorithm(DenseAlgorithm):
         """All."""
         return problem.c
 
-    def supports(self, problem: FfnProblem, device: Device) -> str | None:
+    def supports(self, problem: FfnProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
-        reason = super().supports(problem, device)
+        reason = super().supports(problem, gpu)
         if reason is None and problem.dtype == "float32":
             reason = "dtype float32 is not one of float16, bfloat16"
         if reason is None and problem.c not in WIDTHS:
@@ -68,17 +68,17 @@ class ConvffnAlgorithm(DenseAlgorithm):
             reason = "the pixels of a channel are not one row at a multiple of 16 bytes, as in channel-major memory"
         if reason is None and problem.out_layout != "channel_major" and problem.h * problem.w * problem.itemsize % 16:
             reason = f"planes of {problem.h}x{problem.w} are no multiple of 16 bytes, which only a channel-major output allows"
-        if reason is None and device.backend == "cuda" and device.capability < 80:
-            reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
+        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
+            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
         return reason
 
-    def configs(self, problem: FfnProblem, device: Device) -> list[ConvffnConfig]:
+    def configs(self, problem: FfnProblem, gpu: Gpu) -> list[ConvffnConfig]:
         """As far as registers and shared memory go."""
         grid = product(TILES, STEPS, (2, 3, 4), (True, False))
         found = (ConvffnConfig(pixels, step, warps, stages, tma) for (pixels, warps), step, stages, tma in grid)
-        return [config for config in found if _fits(problem, config, device)]
+        return [config for config in found if _fits(problem, config, gpu)]
 
-    def estimate(self, problem: FfnProblem, config: ConvffnConfig, device: Device) -> Estimate:
+    def estimate(self, problem: FfnProblem, config: ConvffnConfig, gpu: Gpu) -> Estimate:
         """The products and the instructions between them, one after the other on the fullest SM, or L2, or DRAM.
 
         A step's second product waits for the activation, and that for the first. That another resident program does not fill
@@ -86,23 +86,23 @@ class ConvffnAlgorithm(DenseAlgorithm):
         it does hide is the latency of the weights, for which a program alone on its SM waits. No constant is fitted.
         """
         tiles, steps = tiles_of(problem, config), steps_of(problem, config)
-        per_sm = tiles / device.sms
+        per_sm = tiles / gpu.sms
         fullest = ceil(per_sm) / per_sm
-        slots = device.issue_per_clock * device.clocks * ISSUE_SHARE
-        outputs = tiles * config.pixels * problem.c / device.warp_size
-        issued = tiles * steps * config.num_warps * instructions(problem, config, device)
+        slots = gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE
+        outputs = tiles * config.pixels * problem.c / gpu.warp_size
+        issued = tiles * steps * config.num_warps * instructions(problem, config, gpu)
         issue = (issued + outputs * epilogue_instructions(problem.layers[1])) / slots * fullest
-        first = dots_of(problem, config, device)[0]
-        mma = 2 * issued_macs(problem, config) / rate(first, "ieee", device) * fullest
-        alone = min(programs_per_sm(problem, config, device), ceil(per_sm)) == 1
-        waits = ceil(per_sm) * steps * device.l2_latency_ns * 1e-9 / (config.num_stages - 1) if alone else 0.0
+        first = dots_of(problem, config, gpu)[0]
+        mma = 2 * issued_macs(problem, config) / rate(first, "ieee", gpu) * fullest
+        alone = min(programs_per_sm(problem, config, gpu), ceil(per_sm)) == 1
+        waits = ceil(per_sm) * steps * gpu.l2_latency_ns * 1e-9 / (config.num_stages - 1) if alone else 0.0
         outside = activation_bytes(problem)
         return roofline(
             problem,
-            device,
+            gpu,
             **{"mma" if mma >= issue else "issue": mma + issue + waits},
-            l2=(tiles * weight_bytes(problem) + outside) / (device.l2_gbps * 1e9),
-            dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
+            l2=(tiles * weight_bytes(problem) + outside) / (gpu.l2_gbps * 1e9),
+            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: FfnProblem, config: ConvffnConfig) -> int:
@@ -128,7 +128,7 @@ class ConvffnAlgorithm(DenseAlgorithm):
             "x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2, "residual": residual, "out": out, "J": pixels(problem),
             "C": problem.c, "HIDDEN": problem.hidden, "BP": config.pixels, "BH": config.step, "TMA": tma,
             "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
-            "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
+            "CAST_OPERANDS": problem.dtype == "bfloat16" and gpus.interpreted(),
         }  # fmt: skip
         if rows is not None and tma:
             from triton.tools.tensor_descriptor import TensorDescriptor
@@ -141,11 +141,11 @@ class ConvffnAlgorithm(DenseAlgorithm):
         return KernelLaunch(convffn_kernel, (tiles_of(problem, config),), args, config.num_warps, config.num_stages)
 
 
-def _fits(problem: FfnProblem, config: ConvffnConfig, device: Device) -> bool:
+def _fits(problem: FfnProblem, config: ConvffnConfig, gpu: Gpu) -> bool:
     """Whether the device can launch ``config`` without spills."""
     return (
-        (device.capability >= 90 or not config.tma)
+        (gpu.capability >= 90 or not config.tma)
         and problem.hidden % config.step == 0
-        and registers(problem, config, device) <= MAX_REGISTERS
-        and shared_bytes(problem, config) <= device.shared_per_block
+        and registers(problem, config, gpu) <= MAX_REGISTERS
+        and shared_bytes(problem, config) <= gpu.shared_per_block
     )

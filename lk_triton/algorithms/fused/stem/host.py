@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .... import gpu as devices
-from ....gpu import Device
+from .... import gpu as gpus
+from ....gpu import Gpu
 from ....ops.problem import StemProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline, vector_width
 from ...cost.dot import rate
@@ -55,9 +55,9 @@ class ConvstemAlgorithm(DenseAlgorithm):
         """All."""
         return problem.channels
 
-    def supports(self, problem: StemProblem, device: Device) -> str | None:
+    def supports(self, problem: StemProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
-        reason = super().supports(problem, device)
+        reason = super().supports(problem, gpu)
         if reason is None and problem.dtype == "float32":
             reason = "dtype float32 is not one of float16, bfloat16"
         if reason is None and problem.channels > MOST_CHANNELS:
@@ -66,18 +66,18 @@ class ConvstemAlgorithm(DenseAlgorithm):
             reason = f"images of {problem.c} channels are more than {MOST_INPUTS}"
         if reason is None and not problem.epilogue.bias:
             reason = "all layers need a bias"
-        if reason is None and device.backend == "cuda" and device.capability < 80:
-            reason = f"{device.arch} has no usable tensor cores: sm_80 or newer is needed"
+        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
+            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
         return reason
 
-    def configs(self, problem: StemProblem, device: Device) -> list[ConvstemConfig]:
+    def configs(self, problem: StemProblem, gpu: Gpu) -> list[ConvstemConfig]:
         """As far as registers and shared memory go; strips no longer than the map needs."""
         least = min((rows for rows in ROWS if rows >= problem.oh), default=ROWS[-1])
         grid = product((64, 32, 16, 128), (rows for rows in ROWS if rows <= least), (8, 4))
         found = (ConvstemConfig(columns, rows, warps) for columns, rows, warps in grid)
-        return [config for config in found if _fits(problem, config, device)]
+        return [config for config in found if _fits(problem, config, gpu)]
 
-    def estimate(self, problem: StemProblem, config: ConvstemConfig, device: Device) -> Estimate:
+    def estimate(self, problem: StemProblem, config: ConvstemConfig, gpu: Gpu) -> Estimate:
         """The products and the instructions between them, one after the other on the fullest SM, or L2, or DRAM.
 
         A row's products wait for its pixels, the depthwise layer for them, the last product for that: as in ``convffn``,
@@ -85,25 +85,25 @@ class ConvstemAlgorithm(DenseAlgorithm):
         shift. Barriers and the latency of products are left out, and no constant is fitted: nothing of this was measured.
         """
         tiles = tiles_of(problem, config)
-        per_sm = tiles / device.sms
-        resident = programs_per_sm(problem, config, device)
+        per_sm = tiles / gpu.sms
+        resident = programs_per_sm(problem, config, gpu)
         fullest = ceil(per_sm) / per_sm
         steps = config.rows + 2
-        slots = device.issue_per_clock * device.clocks * ISSUE_SHARE
-        issue = tiles * steps * config.num_warps * instructions(problem, config, device) / slots * fullest
+        slots = gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE
+        issue = tiles * steps * config.num_warps * instructions(problem, config, gpu) / slots * fullest
         row_macs = macs_of_a_row(problem, config)
-        rates = [rate(dot, "ieee", device) for dot in dots_of(problem, config, device)]
+        rates = [rate(dot, "ieee", gpu) for dot in dots_of(problem, config, gpu)]
         mma = 2 * tiles * (steps * row_macs[0] / rates[0] + config.rows * row_macs[1] / rates[1]) * fullest
         alone = min(resident, ceil(per_sm)) == 1
-        waits = 3 * ceil(per_sm) * steps * device.l2_latency_ns * 1e-9 if alone else 0.0
+        waits = 3 * ceil(per_sm) * steps * gpu.l2_latency_ns * 1e-9 if alone else 0.0
         outside = activation_bytes(problem)
         images = tiles * steps * 3 * problem.c * 2 * config.columns * problem.itemsize
         return roofline(
             problem,
-            device,
+            gpu,
             **{"mma" if mma >= issue else "issue": mma + issue + waits},
-            l2=(tiles * weight_bytes(problem) + images + outside) / (device.l2_gbps * 1e9),
-            dram=(outside + weight_bytes(problem)) / (device.dram_gbps * 1e9),
+            l2=(tiles * weight_bytes(problem) + images + outside) / (gpu.l2_gbps * 1e9),
+            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: StemProblem, config: ConvstemConfig) -> int:
@@ -132,21 +132,21 @@ class ConvstemAlgorithm(DenseAlgorithm):
             "stride_on_v": out.stride(0) // v, "stride_oc_v": out.stride(1) // v, "OW_v": problem.ow // v,
             "M": problem.channels, "C": padded_channels(problem), "TAPS": 9 * problem.c, "KP": padded_taps(problem),
             "BP": config.columns, "OV": v, "ACTIVATION": problem.epilogue.activation,
-            "CAST_OPERANDS": problem.dtype == "bfloat16" and devices.interpreted(),
+            "CAST_OPERANDS": problem.dtype == "bfloat16" and gpus.interpreted(),
         }  # fmt: skip
         return KernelLaunch(convstem_kernel, (tiles_of(problem, config),), args, config.num_warps, num_stages=1)
 
 
-def _fits(problem: StemProblem, config: ConvstemConfig, device: Device) -> bool:
+def _fits(problem: StemProblem, config: ConvstemConfig, gpu: Gpu) -> bool:
     """Whether the device can launch ``config`` without spills; threads with few values are left out.
 
     Eight warps of 64 spill where four do not (offline compilation for gfx942).
     """
-    values, gathered = per_thread(problem, config, device)
+    values, gathered = per_thread(problem, config, gpu)
     return (
         values >= min(8, padded_channels(problem) / 8)
         and gathered >= 1
-        and (device.backend == "cuda" or config.num_warps == 4)
-        and registers(problem, config, device) <= MAX_REGISTERS.get(device.mma_family, 247)
-        and shared_bytes(problem, config) <= device.shared_per_block
+        and (gpu.backend == "cuda" or config.num_warps == 4)
+        and registers(problem, config, gpu) <= MAX_REGISTERS.get(gpu.mma_family, 247)
+        and shared_bytes(problem, config) <= gpu.shared_per_block
     )
