@@ -35,13 +35,14 @@ def changed_plans(forms: Sequence[str], folder: str) -> list[dict[str, Any]]:
     found = []
     now = listings([plan for plan, _ in rows], ROOT / PROGRAM, folder)
     for number, ((plan, before), listing) in enumerate(zip(rows, now, strict=True), 1):
-        print(f"\r{number} of {len(rows)} plans", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(f"{number} of {len(rows)} plans", end="\r", file=sys.stderr, flush=True)
         pairs = zip(PARTS, before.split(), digest(*listing).split(), strict=True)
         other = [part for part, was, is_now in pairs if was != is_now]
         if other:
             print(f"{Plan.from_json(plan)}: other {' and '.join(other)}", flush=True)
             found.append(plan)
-    print(f"\n{len(found)} of {len(rows)} plans differ", file=sys.stderr)
+    print(f"{len(found)} of {len(rows)} plans differ", file=sys.stderr)
     return found
 
 

@@ -13,16 +13,19 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from public_names import everything
 from torch import Tensor, nn
 
 import lk_triton
-from lk_triton import cli
+from lk_triton import cli, models
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.models import RepLKNet, save_checkpoint
@@ -193,6 +196,19 @@ def modules(folder: Path) -> None:
     save_checkpoint(net, folder / "checkpoint.safetensors")
 
 
+def small() -> RepLKNet:
+    """A network that ``lk-triton run`` is done with soon."""
+    return RepLKNet((7, 7, 7, 5), (1, 1, 1, 1), (4, 4, 8, 8), 3, num_classes=1000)
+
+
+def answer_of_run() -> dict[str, Any]:
+    """What ``lk-triton run --json`` prints for ``small``."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.setattr(models.registry, "_factories", {"small": small})
+        cli.main(["run", "--sample", "--model", "small", "--size", "64", "--json"])
+    return json.loads(out.getvalue())
+
+
 def main(folder: Path) -> None:
     """Write all files into a new folder."""
     folder.mkdir(parents=True)
@@ -203,6 +219,7 @@ def main(folder: Path) -> None:
     (folder / cache.file_name(H100)).write_text(cache.text(found["device"], found["arch"], found["entries"]), encoding="utf-8")
     shutil.copy(confirmed.FILE, folder)
     results(folder)
+    (folder / "run.json").write_text(json.dumps(answer_of_run(), indent=1) + "\n", encoding="utf-8")
     (folder / "names.json").write_text(json.dumps(everything(), indent=1) + "\n", encoding="utf-8")
 
 

@@ -121,9 +121,8 @@ def ops() -> list[str]:
 
 
 def variables() -> list[str]:
-    """The environment variables that code reads: names as whole strings of Python, and in a shell's ``${NAME}``."""
-    folders = ("lk_triton", "bench", "models")
-    files = [file for folder in folders for pattern in ("*.py", "*.sh") for file in (ROOT / folder).rglob(pattern)]
+    """The environment variables that code reads: whole strings of Python, and ``${NAME}`` of setup.sh."""
+    files = [file for folder in ("lk_triton", "bench", "models") for file in (ROOT / folder).rglob("*.py")]
     code = "\n".join(file.read_text(encoding="utf-8") for file in [*files, ROOT / "setup.sh"])
     return sorted(set(VARIABLE.findall(code)))
 

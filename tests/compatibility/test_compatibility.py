@@ -13,7 +13,7 @@ from typing import Any
 import public_names
 import pytest
 import torch
-from make import layers
+from make import answer_of_run, layers
 from public_names import Parameter
 from torch import nn
 
@@ -49,6 +49,7 @@ pytestmark = pytest.mark.usefixtures("no_interpreter")
 # Modules and weights
 
 
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="torch reads a .pt2 of its own version and of older ones")
 @torch.no_grad()
 def test_an_exported_network_gives_the_same() -> None:
     program = torch.export.load(FILES / "every_op.pt2")
@@ -171,7 +172,35 @@ def test_a_run_goes_on_behind_its_rows(tmp_path: Path) -> None:
     assert {provider for _, provider in report.done(file, rows[0])} == {*(row["provider"] for row in rows), "another"}
 
 
+def test_run_prints_the_same_fields() -> None:
+    assert list(lost(json.loads((FILES / "run.json").read_text()), answer_of_run())) == []
+
+
+def lost(recorded: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Fields of JSON objects that are not there any more, or of another type; of a list the first element stands for all."""
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        for name, value in recorded.items():
+            yield from lost(value, now[name], f"{place}.{name}") if name in now else (f"{place}.{name}",)
+    elif isinstance(recorded, list) and isinstance(now, list) and recorded and now:
+        yield from lost(recorded[0], now[0], f"{place}[]")
+    elif type(recorded) is not type(now):
+        yield f"{place}: {recorded!r}, now {now!r}"
+
+
 # Names
+
+
+def test_what_is_deleted_was_there_and_is_gone() -> None:
+    recorded = {*NAMES["names"], *NAMES["shown"], *NAMES["variables"], *commands_and_options(NAMES["commands"])}
+    assert recorded >= DELETED
+    dotted = {name for name in DELETED if name.startswith("lk_triton.")}
+    there = {*filter(public_names.exists, dotted), *public_names.variables(), *commands_and_options(public_names.commands())}
+    assert there & DELETED == set()
+
+
+def commands_and_options(commands: dict[str, Any]) -> set[str]:
+    """Every "command", and every "command --option"."""
+    return {*commands, *(f"{command} {option}" for command, of in commands.items() for option in of["options"])}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES["names"] if n not in DELETED])
