@@ -1,10 +1,10 @@
 """What a kernel form runs, as syntax trees: its kernels with the device functions that they call, and the host's launch and
 packing.
 
-Beginning at the algorithm's ``ROOTS``, every name is resolved as Python would, to its definition in ``lk_triton/algorithms``
-and in ``lk_triton/ops/layout.py``. Docstrings, comments, the host's annotations, and where a definition lies are left out. So
-are the cost model, ``supports`` and ``configs``, ``launch_cache.py``, which repeats what was launched,
-and problems and GPUs, whose facts a launch only reads.
+Beginning at the algorithm's ``ROOTS``, every name is resolved as Python would, to its definition in a module of ``FOLLOWED``,
+wherever that lies. Docstrings, comments, the host's annotations, and where a definition lies are left out. So are the cost
+model, ``supports`` and ``configs``, ``launch_cache``, which repeats what was launched, and problems and GPUs, whose facts a
+launch only reads.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lk_triton.algorithms import registry
+from lk_triton import algorithms
+from lk_triton.algorithms import launch_cache, registry
 from lk_triton.algorithms.base import TritonAlgorithm
+from lk_triton.ops import layout
 
 ROOT = Path(__file__).parents[2]
 ROOTS = ("launch", "kernel_launch", "bank_format", "pack")
-FOLLOWED = ("lk_triton.algorithms", "lk_triton.ops.layout")
-LEFT_OUT = ("lk_triton.algorithms.launch_cache", "lk_triton.algorithms.registry")
+FOLLOWED = (algorithms.__name__, layout.__name__)
+LEFT_OUT = (launch_cache.__name__, registry.__name__)
 
 OF_OTHER_FORMS = {"direct": "channels_last_launch", "direct_channels_last": "_planes_launch"}
 """Form -> a function of its algorithm that only the other form calls."""
@@ -34,11 +36,6 @@ class Definition(NamedTuple):
     node: ast.stmt
 
 
-def of_kernels(module: str) -> bool:
-    """Whether a module holds kernels or device functions, in which annotations count."""
-    return module.rpartition(".")[2].startswith("kernel") or module.startswith("lk_triton.algorithms.shared.")
-
-
 def forms() -> dict[str, TritonAlgorithm]:
     """Every kernel form with its algorithm; algorithms without a Triton kernel have none."""
     triton = [a for a in registry.ALGORITHMS.values() if isinstance(a, TritonAlgorithm)]
@@ -46,10 +43,14 @@ def forms() -> dict[str, TritonAlgorithm]:
 
 
 class Names(NamedTuple):
-    """What the names of a module stand for: statements that define them, and (module, name) that imports take them from."""
+    """What the names of a module stand for: statements that define them, and (module, name) that imports take them from.
+
+    ``of_kernels`` says that these are kernels or device functions, in which annotations count: the module imports Triton.
+    """
 
     defined: dict[str, ast.stmt]
     imported: dict[str, tuple[str, str]]
+    of_kernels: bool
 
 
 class Sources:
@@ -65,7 +66,7 @@ class Sources:
 
     def hash(self, form: str) -> str:
         """Of everything that ``form`` runs."""
-        texts = sorted(canonical(d.node, of_kernels(d.module)) for d in self.closure(form))
+        texts = sorted(canonical(d.node, self._names(d.module).of_kernels) for d in self.closure(form))
         return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
     def closure(self, form: str) -> list[Definition]:
@@ -86,7 +87,7 @@ class Sources:
         """What the names in a definition stand for; ``self`` is the algorithm."""
         module, node = definition
         local = _local_names(node)
-        for parts in _references(node, annotations=of_kernels(module)):
+        for parts in _references(node, annotations=self._names(module).of_kernels):
             if parts[0] == "self" and len(parts) > 1:
                 yield self._method(algorithm, parts[1])
             elif parts[0] == "super":
@@ -121,11 +122,13 @@ class Sources:
         if module not in self.modules:
             tree = ast.parse(self.changed.get(module) or _file(module).read_text(encoding="utf-8"))
             imported: dict[str, tuple[str, str]] = {}
+            parts = [*module.split("."), "__init__"] if _file(module).stem == "__init__" else module.split(".")
             for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom) and node.level:
-                    package = ".".join([*module.split(".")[: -node.level], *filter(None, [node.module])])
+                    package = ".".join([*parts[: -node.level], *filter(None, [node.module])])
                     imported |= {alias.asname or alias.name: (package, alias.name) for alias in node.names}
-            self.modules[module] = Names({name: node for node in tree.body for name in _defined(node)}, imported)
+            defined = {name: node for node in tree.body for name in _defined(node)}
+            self.modules[module] = Names(defined, imported, any(map(_imports_triton, tree.body)))
         return self.modules[module]
 
 
@@ -151,8 +154,15 @@ def _says_nothing(node: Any) -> bool:
     return is_text or isinstance(node, ast.Import | ast.ImportFrom)
 
 
+def _imports_triton(node: ast.stmt) -> bool:
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    return any(n.split(".")[0] == "triton" for n in [*names, getattr(node, "module", None) or ""])
+
+
 def _file(module: str) -> Path:
-    return ROOT / (module.replace(".", "/") + ".py")
+    """Of a module, or of a package what it imports itself."""
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _defined(node: ast.stmt) -> set[str]:

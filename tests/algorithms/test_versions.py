@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -92,6 +93,17 @@ def test_text_that_runs_nothing_changes_no_hash() -> None:
         text = "# a comment\n" + text_of(module).replace('"""', '""" ', 1).replace("\ndef ", "\n\n\ndef ")
         edited[module] = re.sub(r'(\n +)"""(.*)"""\n', r'\1"""\2 More."""  # why\n', text)
     sources = Sources(edited)
+    assert {form: sources.hash(form) for form in forms()} == HASHES
+
+
+@pytest.mark.parametrize("module", ["shared.epilogue", "depthwise.toeplitz.kernel", "depthwise.toeplitz_hopper.cost"])
+def test_a_definition_may_lie_elsewhere(module: str) -> None:
+    module = f"lk_triton.algorithms.{module}"
+    package = module.rpartition(".")[0]
+    text = text_of(module)
+    names = [node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names += re.findall(r"^([A-Z_]+) = ", text, re.MULTILINE)
+    sources = Sources({module: f"from .elsewhere import {', '.join(names)}", f"{package}.elsewhere": text})
     assert {form: sources.hash(form) for form in forms()} == HASHES
 
 
