@@ -137,7 +137,7 @@ def visit(root: Path, out: Path, rehearsal: bool, said: list[str]) -> Files:
             if file.suffix != ".txt" and rehearsed(file):
                 raise usage.UsageError(f"{file} is of a rehearsal: its figures mean nothing. See it with --scratch DIR")
         if gpus.named(named[0]) is None:
-            raise usage.UsageError(f"no facts of {named[0]}: floors and tables need its line in lk_triton/gpu.py")
+            raise usage.UsageError(f"no facts of {named[0]}: floors and tables need its entry in lk_triton/gpus.toml")
     stamps = sorted(row["timestamp"] for row in found.rows if row["timestamp"])
     month = stamps[0][:7] if stamps else datetime.now(timezone.utc).strftime("%Y-%m")
     folder = folder_of(named[0], month)

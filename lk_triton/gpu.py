@@ -1,33 +1,23 @@
-"""Device facts: what a plan depends on. Read lazily from the device, or from a table for targets that are not here.
-
-What the columns of the table say, and where each comes from:
-
-- SMs, clock, rates (dense, float32 accumulation), DRAM peak: the vendor's figures, as the pages named beside each row quote
-  them. The clock is the one at which the vendor quotes the MMA rate; the driver's maximum, where it differs, stands beside it.
-- Shared memory, warps and programs of an SM: CUDA's tuning guides (https://docs.nvidia.com/cuda/hopper-tuning-guide,
-  https://docs.nvidia.com/cuda/blackwell-tuning-guide) and programming guide; for MI300X ROCm's table of GPU specifications
-  (https://rocm.docs.amd.com/en/latest/reference/gpu-arch-specs.html) and its page on a compute unit's pipelines
-  (https://rocm.docs.amd.com/projects/omniperf/en/docs-6.3.0/conceptual/pipeline-descriptions.html).
-- DRAM: what a device-to-device copy is reported to reach on H100 (3000 GB/s) and H200 (4300); elsewhere 90 % of the peak,
-  assumed.
-- L2 bandwidth: the class that https://chipsandcheese.com/2023/07/02/nvidias-h100-funny-l2-and-tons-of-bandwidth/ reports for
-  A100 and H100; assumed elsewhere. Latencies, shared memory's 128 bytes a clock, four instructions a clock: assumed; DRAM's
-  latency is what 1x1 convolutions of one image waited on an H100 (``STEP_LATENCY`` of ``algorithms/dense/pointwise/host.py``).
-
-Nothing here was measured by this project.
-"""
+"""Facts of GPUs: what a plan depends on. Read lazily from the device, or from ``gpus.toml`` for targets that are not here."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import environment
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -112,72 +102,18 @@ class Gpu:
         return max(1, int(min(limits)))
 
 
-KIB, MIB = 2**10, 2**20
-_ADA = {"warps_per_sm": 48, "programs_per_sm": 24}
-"""Also of consumer Blackwell."""
-_CDNA = {"registers_per_sm": 131072, "issue_per_clock": 1, "warps_per_sm": 32, "programs_per_sm": 16}
-"""Four 16-wide SIMDs, so that one instruction of a warp of 64 starts a clock; scalar and memory instructions, which issue
-beside it, are counted as if they did not."""
-TABLE = {
-    d.name: d
-    for d in (
-        #   name, arch, backend, SMs, GHz, shared per block, per SM, half, tf32, fp32, DRAM, its peak, L2, its size, max. GHz
-        # the 40 GB part: https://hmc-tech.com/gpu/nvidia-l4-vs-nvidia-a100-40gb
-        Gpu("a100", "sm_80", "cuda", 108, 1.41, 163 * KIB, 164 * KIB, 312, 156, 19.5, 1400, 1555, 4000, 40 * MIB, 1.41),
-        # https://fpsbench.com/compare/gpu/nvidia-l4-vs-nvidia-tesla-m40; MMA rates: 512 products a clock and SM, assumed
-        Gpu("l4", "sm_89", "cuda", 58, 2.04, 99 * KIB, 100 * KIB, 121, 60, 30.3, 270, 300, 2000, 48 * MIB, 2.04, **_ADA),
-        # https://waredb.com/processor/nvidia-geforce-rtx-4090
-        Gpu(
-            "rtx4090",
-            "sm_89",
-            "cuda",
-            128,
-            2.52,
-            99 * KIB,
-            100 * KIB,
-            165,
-            82.6,
-            82.6,
-            910,
-            1008,
-            5000,
-            72 * MIB,
-            2.52,
-            **_ADA,
-        ),
-        # https://glennklockwood.com/garden/processors/h100: 1.83 GHz in low precision, 1.98 GHz at most
-        Gpu("h100", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 3000, 3350, 5500, 50 * MIB, 1.98),
-        # an H100 with other memory (same page)
-        Gpu("h200", "sm_90", "cuda", 132, 1.83, 227 * KIB, 228 * KIB, 989, 494, 66.9, 4300, 4800, 5500, 50 * MIB, 1.98),
-        # https://hmc-tech.com/gpus/nvidia-b200-vs-nvidia-b100: MMA at 1.86 GHz, 1.98 at most; L2's size and bandwidth assumed
-        Gpu("b200", "sm_100", "cuda", 148, 1.85, 227 * KIB, 228 * KIB, 2250, 1125, 75, 7200, 8000, 10000, 126 * MIB, 1.98),
-        # https://www.spheron.network/blog/nvidia-rtx-5090-specs/ (half: a quarter of the sparse rate, because GeForce
-        # halves float32 accumulation)
-        Gpu(
-            "rtx5090",
-            "sm_120",
-            "cuda",
-            170,
-            2.41,
-            99 * KIB,
-            100 * KIB,
-            210,
-            105,
-            105,
-            1600,
-            1792,
-            6000,
-            96 * MIB,
-            2.41,
-            **_ADA,
-        ),
-        # https://docs.vultr.com/inference-cookbook/rocm/getting-started/hardware-requirements (half, as of MI325X; DRAM),
-        # https://www.emergentmind.com/topics/amd-instinct-mi300x-gpus (L2's size); tf32, fp32, clock assumed
-        Gpu(
-            "mi300x", "gfx942", "hip", 304, 2.1, 64 * KIB, 64 * KIB, 1307, 653, 163, 4700, 5300, 10000, 32 * MIB, 2.1, **_CDNA
-        ),
-    )
-}
+FACTS = Path(__file__).with_name("gpus.toml")
+ABOUT = ("source", "assumed")
+"""Keys of a GPU in ``FACTS`` that say where its figures come from."""
+
+
+def _table() -> dict[str, Gpu]:
+    """The GPUs of ``FACTS`` by name."""
+    facts = tomllib.loads(FACTS.read_text(encoding="utf-8"))
+    return {name: Gpu(name, **{k: v for k, v in of_gpu.items() if k not in ABOUT}) for name, of_gpu in facts.items()}
+
+
+TABLE = _table()
 CPU = Gpu("cpu", "cpu", "cpu")
 
 

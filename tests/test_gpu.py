@@ -27,6 +27,14 @@ def test_device_facts() -> None:
             gpus.for_arch(arch)
 
 
+def test_every_gpu_names_its_source_and_what_is_assumed() -> None:
+    for name, facts in gpus.tomllib.loads(gpus.FACTS.read_text()).items():
+        assert facts["source"].startswith("https://"), name
+        assert set(facts["assumed"]) < facts.keys(), name
+        if "dram_gbps" in facts["assumed"]:
+            assert facts["dram_gbps"] == pytest.approx(0.9 * facts["dram_peak_gbps"], rel=0.02), name
+
+
 def test_the_interpreter_stands_in_for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, expected in (("1", "interpreter"), ("true", "interpreter"), ("0", "cpu"), ("", "cpu")):
         monkeypatch.setenv("TRITON_INTERPRET", value)

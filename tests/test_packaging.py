@@ -51,6 +51,6 @@ def test_wheel_and_sdist(tmp_path: Path) -> None:
     information = next(n for n in names if ".dist-info/" in n).split("/")[0]
     assert {n.split("/")[0] for n in names} == {"lk_triton", COMMAND, information}
     assert {n for n in names if n.endswith(".py")} == expected(".py") | {COMMAND}
-    assert expected(".json", ".html", ".c") <= set(names)
+    assert expected(".json", ".toml", ".html", ".c") <= set(names)
     assert "lk_triton/py.typed" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)

@@ -241,7 +241,7 @@ def test_broken_and_foreign_files_change_nothing(case: str, tree: Path, out: Pat
 def test_a_gpu_without_facts_is_refused(tree: Path, out: Path) -> None:
     for file in ("conv.csv", "network.csv", "tune.jsonl", "tuned.json"):
         edit(file, lambda text: text.replace(made.GPU, "NVIDIA T4"))(out)
-    with pytest.raises(usage.UsageError, match=r"no facts of NVIDIA T4: .*gpu\.py"):
+    with pytest.raises(usage.UsageError, match=r"no facts of NVIDIA T4: .*gpus\.toml"):
         adopt.adopt(tree, [out])
 
 
