@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from . import report, usage
 from .providers import OURS
 
 Row = Mapping[str, str]
-NEEDED = ("kernel_name", "provider", "n", "dtype", "p50_us", "gate", "device", "torch_version", "triton_version", "commit")
-"""Columns without which a CSV file is none of ours."""
+NEEDED = ("kernel_name", "provider", "n", "dtype", "device", "torch_version", "triton_version", "commit")
+"""Columns without which a row is none of ours."""
 
 NUMBERS = ("p50_us", "images_per_s", "spread", "speedup", "graph_speedup", "floor_us")
 GATES = ("ok", "peer")
@@ -82,7 +81,7 @@ def read(files: Iterable[Path], rehearsal: bool = False) -> Measured:
                 found.rows += _rows(file)
             else:
                 _read_lines(file, found)
-        except (OSError, ValueError, RecursionError, csv.Error) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise usage.UsageError(f"{file}: {error}") from None
     return found
 
@@ -120,27 +119,21 @@ def algorithm_of(row: Row) -> str:
 
 
 def _rows(file: Path) -> Iterator[Row]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream, restkey="more", strict=True)
-        header = reader.fieldnames or []
-        missing, unknown = set(NEEDED) - set(header), set(header) - set(report.FIELDS)
-        if missing or unknown:
-            problem = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
-            raise ValueError(f"no CSV file of bench conv or bench network of this version: its header {problem}")
-        for row in reader:
-            if "more" in row or None in row.values():
-                raise ValueError(f"line {reader.line_num}: not {len(header)} fields as in the header; was the file cut short?")
-            full = {**dict.fromkeys(report.FIELDS, ""), **row, "file": file.name}
-            try:
-                for name in NUMBERS:
-                    _positive(full[name] or "1", name)
-                datetime.fromisoformat(full["timestamp"] or "1970-01-01")
-                if full["useful_tflops"]:
-                    problem_of(full)
-                    algorithm_of(full)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"line {reader.line_num}: {error}") from None
-            yield full
+    for number, row in enumerate(report.read([file]), 1):
+        unknown, missing = sorted(row.keys() - set(report.FIELDS)), [name for name in NEEDED if not row[name]]
+        if unknown or missing:
+            problem = f"has {', '.join(unknown)}" if unknown else f"lacks {', '.join(missing)}"
+            raise ValueError(f"no CSV file of bench conv or bench network of this version: row {number} {problem}")
+        try:
+            for name in NUMBERS:
+                _positive(row[name] or "1", name)
+            datetime.fromisoformat(row["timestamp"] or "1970-01-01")
+            if row["useful_tflops"]:
+                problem_of(row)
+                algorithm_of(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"row {number}: {error}") from None
+        yield {**row, "file": file.name}
 
 
 def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -164,16 +164,19 @@ def read(files: Iterable[Path]) -> list[dict[str, str]]:
     """All rows of some files, in order; columns that an older file does not have are empty.
 
     Raises:
-        UsageError: a file is no CSV of ours: it has no such columns, or holds something else than numbers in them.
+        UsageError: a file cannot be read, or is no CSV of ours: it has no such columns, rows of another length, or something
+            else than numbers in them.
     """
     rows: list[dict[str, str]] = []
     for file in files:
-        with file.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream, restval="")
-            try:
+        try:
+            with file.open(newline="", encoding="utf-8") as stream:
+                reader = csv.DictReader(stream)
                 found = list(reader)
-            except (UnicodeDecodeError, csv.Error):
-                raise UsageError(f"{file} is no CSV file of bench conv or bench network") from None
+        except OSError as error:
+            raise UsageError(f"{file}: {error.strerror}") from None
+        except (UnicodeDecodeError, csv.Error):
+            raise UsageError(f"{file} is no CSV file of bench conv or bench network") from None
         if not {"kernel_name", "p50_us"} <= set(reader.fieldnames or FIELDS):
             raise UsageError(f"{file} is no CSV file of bench conv or bench network: it lacks their columns")
         for number, row in enumerate(found, 1):
@@ -186,8 +189,8 @@ def read(files: Iterable[Path]) -> list[dict[str, str]]:
 
 def _why_wrong(row: Mapping[str | None, str]) -> str | None:
     """What in a row no version of ours would have written, or None."""
-    if None in row:
-        return "it has more cells than the file has columns"
+    if None in row or None in row.values():
+        return f"it has {'more' if None in row else 'fewer'} cells than the file has columns"
     for column in set(FIELDS).difference(TEXT) & row.keys():
         if row[column] and not _is_number(row[column]):
             return f"{column} is {row[column]!r}, expected a number"

@@ -57,6 +57,7 @@ def test_a_write_that_fails_leaves_the_table(
         (b"kernel_name,p50_us\nx,1.0\nx,fast\n", "row 2: p50_us is 'fast', expected a number"),
         (b"kernel_name,p50_us\nx,nan\n", "row 1: p50_us is 'nan', expected a number"),
         (b"kernel_name,p50_us\nx,1.0,2.0\n", "row 1: it has more cells than the file has columns"),
+        (b"kernel_name,p50_us\nx\n", "row 1: it has fewer cells than the file has columns"),
         (b"kernel_name,p50_us,useful_tflops\nx,1.0,2.0\n", "lacks its sizes or its dtype"),
     ],
 )
