@@ -6,7 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import log
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ from typing import Any
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
+from lk_triton.gpu import Gpu
 from lk_triton.planning.entry import config_from_json, problem_from_json
 
 from . import report, usage
@@ -22,6 +23,8 @@ from .providers import OURS
 Row = Mapping[str, str]
 CASE_COLUMNS = ("device", "kernel_name", "dtype", "algorithm", "measured_us", "estimate_us", "ratio", "limiter")
 ALGORITHM_COLUMNS = ("device", "algorithm", "configs", "median_ratio", "worst_ratio", "worst_case")
+
+ANOTHER_VERSION = "written by another version"
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,15 @@ def compare(row: Row) -> Comparison:
     Raises:
         ValueError: it cannot be compared; the text says why.
     """
-    device = gpus.named(row["device"])
-    if device is None:
-        raise ValueError(f"no device facts of {row['device']}")
+    gpu = _facts(row["device"])
     try:
-        problem, ran = problem_from_json(json.loads(row["problem"])), json.loads(row["config"])
-        algorithm, sms = registry.get(ran["algorithm"]), int(row["sms"])
-        config = config_from_json(algorithm.config_type, ran["config"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("written by another version") from None
-    if sms != device.sms:
-        raise ValueError(f"{sms} SMs, but the facts are of {device.name} with {device.sms}")
-    seconds, limiter = algorithm.estimate(problem, config, device)
-    measured, estimate = float(row["p50_us"]), seconds * 1e6
-    return Comparison(
-        row["device"], row["kernel_name"], row["dtype"], algorithm.name, ran["config"],
-        measured, report.short(estimate), limiter, report.short(measured / estimate),
-    )  # fmt: skip
+        problem, trial, sms = json.loads(row["problem"]), json.loads(row["config"]), int(row["sms"])
+        trial["microseconds"] = float(row["p50_us"])
+    except (TypeError, ValueError):
+        raise ValueError(ANOTHER_VERSION) from None
+    if sms != gpu.sms:
+        raise ValueError(f"{sms} SMs, but the facts are of {gpu.name} with {gpu.sms}")
+    return replace(compare_trial(row["device"], problem, trial), kernel_name=row["kernel_name"])
 
 
 def compare_all(rows: Sequence[Row]) -> tuple[list[Comparison], dict[str, int]]:
@@ -102,19 +97,24 @@ def compare_trial(device_name: str, problem_data: Any, trial: Mapping[str, Any])
     Raises:
         ValueError: it cannot be compared; the text says why.
     """
-    device = gpus.named(device_name)
-    if device is None:
-        raise ValueError(f"no device facts of {device_name}")
+    gpu = _facts(device_name)
     try:
         problem, algorithm = problem_from_json(problem_data), registry.get(trial["algorithm"])
         config = config_from_json(algorithm.config_type, trial["config"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError("written by another version") from None
-    seconds, limiter = algorithm.estimate(problem, config, device)
+        raise ValueError(ANOTHER_VERSION) from None
+    seconds, limiter = algorithm.estimate(problem, config, gpu)
     return Comparison(
         device_name, str(problem), problem.dtype, algorithm.name, trial["config"],
         trial["microseconds"], report.short(seconds * 1e6), limiter, report.short(trial["microseconds"] / seconds / 1e6),
     )  # fmt: skip
+
+
+def _facts(device_name: str) -> Gpu:
+    gpu = gpus.named(device_name)
+    if gpu is None:
+        raise ValueError(f"no device facts of {device_name}")
+    return gpu
 
 
 def by_algorithm(comparisons: Sequence[Comparison]) -> list[report.Row]:
