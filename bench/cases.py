@@ -30,17 +30,11 @@ PLAIN, BIASED, FUSED = Epilogue(), Epilogue(True), Epilogue(True, "relu")
 
 @dataclass(frozen=True)
 class Member:
-    """A case but for its batch and dtype."""
+    """A case but for its batch and dtype: the layer for one image, in the layout that the network has there."""
 
     name: str
-    c: int
-    h: int
-    w: int
-    kh: int
-    kw: int
-    epilogue: Epilogue
-    batches: tuple[int, ...]
-    layout: str = "nchw"
+    layer: ConvProblem
+    batches: tuple[int, ...] = (64,)
     behind_transition: bool = False
 
 
@@ -50,31 +44,32 @@ def _members() -> Iterator[Member]:
     for image, batches in ((224, (64, 8, 1)), (384, (64, 1))):
         for stage, (c, size, k) in enumerate(STAGES, 1):
             size = size * image // 224
-            yield Member(f"31b-{image}-stage{stage}", c, size, size, k, k, FUSED, batches, "channel_major", stage > 1)
+            yield Member(f"31b-{image}-stage{stage}", layer(1, c, size, size, k, layout="channel_major"), batches, stage > 1)
     for stage, (c, size, k) in enumerate(STAGES, 1):  # street scenes, 1024x2048: maps of 256x512 in stage 1
-        yield Member(
-            f"wide-stage{stage}", c, 256 * size // 56, 512 * size // 56, k, k, FUSED, (1,), "channel_major", stage > 1
-        )
+        h, w = 256 * size // 56, 512 * size // 56
+        yield Member(f"wide-stage{stage}", layer(1, c, h, w, k, layout="channel_major"), (1,), stage > 1)
     for size, k in product(TABLE1_MAPS, TABLE1_KERNELS):
-        yield Member(f"table1-r{size}-k{k}", 384, size, size, k, k, PLAIN, (64,))
+        yield Member(f"table1-r{size}-k{k}", layer(1, 384, size, size, k, epilogue=PLAIN))
     for kh, kw in SLAK:
-        yield Member(f"slak-{kh}x{kw}", 96, 56, 56, kh, kw, BIASED, (64,))
+        yield Member(f"slak-{kh}x{kw}", layer(1, 96, 56, 56, kh, kw, epilogue=BIASED))
     for stage, (c, size) in enumerate(CONVNEXT, 1):
-        yield Member(f"convnext-stage{stage}", c, size, size, 7, 7, BIASED, (64,), "channels_last")
+        yield Member(f"convnext-stage{stage}", layer(1, c, size, size, 7, epilogue=BIASED, layout="channels_last"))
 
 
 def layer(
-    n: int, c: int, h: int, w: int, kh: int, kw: int | None = None, dtype: str = "float16", epilogue: Epilogue = FUSED
-) -> ConvProblem:
+    n: int, c: int, h: int, w: int, kh: int, kw: int | None = None, dtype: str = "float16", epilogue: Epilogue = FUSED,
+    layout: str = "nchw",
+) -> ConvProblem:  # fmt: skip
     """A "same" layer of stride 1."""
     kw = kh if kw is None else kw
-    return ConvProblem(n, c, h, w, kh, kw, padding=(same_padding(kh), same_padding(kw)), dtype=dtype, epilogue=epilogue)
+    padding = same_padding(kh), same_padding(kw)
+    return ConvProblem(n, c, h, w, kh, kw, padding=padding, dtype=dtype, epilogue=epilogue, layout=layout)
 
 
 def cases(dtype: str = "float16", batches: Sequence[int] = ()) -> dict[str, ConvProblem]:
     """Name -> problem, at each family's own batches or at ``batches``."""
     return {
-        f"{m.name}-n{n}": replace(layer(n, m.c, m.h, m.w, m.kh, m.kw, dtype, m.epilogue), layout=_layout(m, n))
+        f"{m.name}-n{n}": replace(m.layer, n=n, dtype=dtype, layout=_layout(m, n))
         for m in _members()
         for n in (batches or m.batches)
     }
@@ -83,12 +78,13 @@ def cases(dtype: str = "float16", batches: Sequence[int] = ()) -> dict[str, Conv
 def _layout(member: Member, n: int) -> str:
     """The member's layout as a call sees it. Of one image with 64 * k pixels channel_major and nchw are the same, and a
     transition keeps the layout that it sees in its map, which is twice as high and wide."""
+    p = member.layer
     for factor in (2, 1) if member.behind_transition else (1,):
-        shape = (n, member.c, factor * member.h, factor * member.w)
-        seen = layout_of(torch.empty_strided(shape, strides(shape, member.layout), device="meta"))
+        shape = (n, p.c, factor * p.h, factor * p.w)
+        seen = layout_of(torch.empty_strided(shape, strides(shape, p.layout), device="meta"))
         if seen == "nchw":
             return seen
-    return member.layout
+    return p.layout
 
 
 def select(named: dict[str, ConvProblem], patterns: Sequence[str]) -> dict[str, ConvProblem]:
@@ -101,5 +97,4 @@ def tiny(problem: ConvProblem) -> ConvProblem:
     h, w = (3, 3) if problem.kh >= 2 * problem.h - 1 else (min(problem.h, 7), min(problem.w, 10))
     kh, kw = min(problem.kh, 5), min(problem.kw, 5)
     kh, kw = (kh, 3) if problem.kh > problem.kw else (3, kw) if problem.kw > problem.kh else (kh, kw)
-    small = layer(min(problem.n, 2), 1, h, w, kh, kw, problem.dtype, problem.epilogue)
-    return replace(small, layout=problem.layout)
+    return layer(min(problem.n, 2), 1, h, w, kh, kw, problem.dtype, problem.epilogue, problem.layout)
