@@ -168,8 +168,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", help="shell patterns, measured in their order; see --list")
     parser.add_argument("--providers", nargs="+", metavar="PATTERN", help=f"shell patterns; there are {', '.join(PROVIDERS)}")
     parser.add_argument("--batch", nargs="+", type=usage.positive, metavar="N", help="instead of each case's own batches")
-    parser.add_argument("--dtype", type=usage.dtype, metavar="T", help="fp16, bf16 or fp32; default: fp16 on a GPU, else fp32")
-    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
+    usage.add_dtype(parser)
+    usage.add_device(parser)
     parser.add_argument("--rounds", type=usage.positive, metavar="N", help="of each provider, at least 5; default: 20, CPU 7")
     parser.add_argument("--missing", action="store_true", help="leave out what has a row of this device and commit in --out")
     parser.add_argument("--tiny", action="store_true", help="shrink the GPU's cases to what Triton's interpreter can do")
@@ -178,7 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and print. Exit code 1 where a provider failed the gate or a case has no figure at all, 75 where one ended the
     GPU's context."""
-    device = usage.place(options.device)
+    device = usage.torch_device(options.device)
     defaults = GPU if device.type == "cuda" or options.tiny else CPU
     named = cases(options.dtype or defaults.dtype, options.batch or defaults.batches)
     chosen = select(named, options.cases or defaults.cases)

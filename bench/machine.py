@@ -73,13 +73,13 @@ def ceilings(device: torch.device, tiny: bool) -> Facts:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``run``."""
     parser.description = __doc__
-    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
+    usage.add_device(parser)
     parser.add_argument("--tiny", action="store_true", help="small sizes, for a rehearsal")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
-    device = usage.place(options.device)
+    device = usage.torch_device(options.device)
     found = report.facts(device) | software() | {"driver": driver()} | ceilings(device, options.tiny)
     print(json.dumps(found | {"facts": asdict(gpus.of(device))}, indent=1), flush=True)
     return 0

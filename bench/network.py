@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers", nargs="*", metavar="PATTERN", help="timm's networks of the size; default: the eager ones, on a CPU none"
     )
-    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
+    usage.add_device(parser)
     parser.add_argument("--rounds", type=usage.positive, default=10, metavar="N", help="of each form; default: %(default)s")
     parser.add_argument("--missing", action="store_true", help="leave out what has a row of this device and commit in --out")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on 32x32 images, for the interpreter")
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print. Exit code 1 where a form failed the gate or crashed, 75 where one ended the GPU's context."""
-    device = usage.place(options.device)
+    device = usage.torch_device(options.device)
     gpu = device.type == "cuda"
     patterns = options.forms or (GPU_FORMS if gpu else CPU_FORMS)
     forms = [f for f in FORMS if any(fnmatchcase(f, p) for p in patterns) and (gpu or f not in GPU_ONLY)]

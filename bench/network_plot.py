@@ -51,7 +51,7 @@ def scatter(rows: Sequence[Row]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise usage.UsageError("matplotlib is not installed: pip install 'lk-triton[plot]'") from None
+        raise usage.missing_extra("matplotlib", "plot") from None
     last = {(row["kernel_name"], row["h"], row["provider"], row["n"]): row for row in rows if accuracy(row) is not None}
     if not last:
         raise usage.UsageError("nothing to plot: no row has a figure and a published accuracy")

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page."""
     if find_spec("jinja2") is None:
-        raise usage.UsageError("jinja2 is not installed: pip install 'lk-triton[analysis]'")
+        raise usage.missing_extra("jinja2", "analysis")
     usage.check_out(options.out, [".html", ".htm"])
     try:
         rows = report.read(options.files)

@@ -57,7 +57,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise usage.UsageError("matplotlib is not installed: pip install 'lk-triton[plot]'") from None
+        raise usage.missing_extra("matplotlib", "plot") from None
     rows = report.latest(rows)
     if not rows:
         raise usage.UsageError("nothing to plot: no row has a figure")
@@ -181,7 +181,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise usage.UsageError("matplotlib is not installed: pip install 'lk-triton[plot]'") from None
+        raise usage.missing_extra("matplotlib", "plot") from None
     usage.check_out(options.out, [f".{name}" for name in FigureCanvasBase.get_supported_filetypes()])
     try:
         rows = report.read(options.files)

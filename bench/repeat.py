@@ -59,13 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--algorithm", default="resident", metavar="A", help="or auto; default: %(default)s")
     parser.add_argument("--calls", type=usage.positive, default=200, metavar="N", help="default: %(default)s")
     parser.add_argument("--dtype", type=usage.dtype, default="float16", metavar="T", help="fp16, bf16 or fp32; default: fp16")
-    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1; default: the GPU where there is one")
+    usage.add_device(parser)
     parser.add_argument("--tiny", action="store_true", help="shrink the cases to what Triton's interpreter can do")
 
 
 def run(options: argparse.Namespace) -> int:
     """Call and compare. Exit code 1 where an output differs or is wrong."""
-    device = usage.place(options.device)
+    device = usage.torch_device(options.device)
     chosen: dict[str, Problem] = {}
     for name, problem in select(cases(options.dtype), options.cases).items():
         chosen[name] = tiny(problem) if options.tiny else problem

@@ -19,7 +19,7 @@ ORDER = (
     ("functional",),
     ("nn",),
     ("graph", "tools", "program"),
-    ("models",),
+    ("models", "cli.options"),
     ("bench",),
     ("cli",),
 )

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from tabulate import tabulate
 
 from ..planning import cache as tables
-from .options import CommandError
+from .options import UsageError
+from .output import words
 
 
-def cache(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = "The measured plans on disk. LK_TRITON_CACHE_DIR moves them."
+    parser.add_argument("action", choices=("path", "list", "clear"), help="where they lie; what there is; delete them")
+    parser.add_argument("--device", metavar="NAME", help="with clear: only what was measured on it; cache list has its name")
+    parser.add_argument("--yes", action="store_true", help="with clear: do delete; without it the files are only named")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Print or clear; returns the exit code."""
     if arguments.action != "clear" and (arguments.device is not None or arguments.yes):
-        raise CommandError("--device and --yes go with cache clear")
+        raise UsageError("--device and --yes go with cache clear")
     if arguments.action == "clear":
         _clear(arguments.device, arguments.yes)
     else:
@@ -33,7 +41,7 @@ def _list() -> None:
             print(f"{file}: cannot be used\n")
             continue
         rows = [
-            (str(e.problem), e.algorithm, " ".join(f"{k}={v}" for k, v in asdict(e.config).items()), e.microseconds, e.spread)
+            (str(e.problem), e.algorithm, words(e.config), e.microseconds, e.spread)
             for group in table.entries.values()
             for e in group
         ]
@@ -53,9 +61,9 @@ def _clear(device: str | None, yes: bool) -> None:
             print(f"nothing to delete in {tables.directory()}{of}")
         elif not yes:
             listed = "".join(f"\n  {file}" for file in found)
-            raise CommandError(f"this would delete what was measured, perhaps for hours: pass --yes to do it{listed}")
+            raise UsageError(f"this would delete what was measured, perhaps for hours: pass --yes to do it{listed}")
         else:
             for file in tables.clear(device):
                 print(f"deleted {file}")
     except OSError as error:
-        raise CommandError(f"cannot clear {tables.directory()}: {error}") from None
+        raise UsageError(f"cannot clear {tables.directory()}: {error}") from None

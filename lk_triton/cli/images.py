@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .options import CommandError, missing_extra
+from .options import UsageError, missing_extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,7 +48,7 @@ def find(paths: Sequence[str]) -> list[Path]:
     """The files among ``paths``, and those with an image's suffix in the directories among them, sorted, recursively.
 
     Raises:
-        CommandError: a directory holds no image.
+        UsageError: a directory holds no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -57,7 +57,7 @@ def find(paths: Sequence[str]) -> list[Path]:
             continue
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not inside:
-            raise CommandError(f"no image in {path}: expected files ending in {' '.join(sorted(SUFFIXES))}")
+            raise UsageError(f"no image in {path}: expected files ending in {' '.join(sorted(SUFFIXES))}")
         found += inside
     return found
 

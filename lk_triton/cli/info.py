@@ -7,58 +7,43 @@ import json
 import os
 import shutil
 import sysconfig
-from collections import Counter
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from .. import gpu as gpus
 from ..functional import Explanation, explain_problem
-from ..models import create_model
-from ..ops.problem import Problem
-from ..ops.tracing import problems_of
-from .options import CommandError, versions
+from ..gpu import Gpu
+from . import options
+from .networks import fused_problems
+from .options import versions
 
 MODEL = "replknet_31b"
 INPUT = (64, 3, 224, 224)
 DTYPES = ("float16", "float32")
 
 
-def info(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = "Versions, compiler and device, and the algorithm that each layer of RepLKNet-31B takes."
+    parser.add_argument("--arch", metavar="A", help="explain for this architecture, such as sm_90, instead of this machine's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Print the report; returns the exit code."""
-    device = target(arguments.arch)
+    gpu = gpus.of(options.here()) if arguments.arch is None else options.gpu_for(arguments.arch)
+    n, _, size, _ = INPUT
     layers = [
-        (count, explain_problem(problem, device)) for dtype in DTYPES for problem, count in fused_problems(dtype).items()
+        (count, explain_problem(problem, gpu))
+        for counts in fused_problems(MODEL, [n], [size], DTYPES)
+        for problem, count in counts.items()
     ]
     if arguments.json:
-        print(json.dumps(report(device, layers), indent=2))
+        print(json.dumps(report(gpu, layers), indent=2))
     else:
-        print(text(device, layers))
+        print(text(gpu, layers))
     return 0
-
-
-def target(arch: str | None) -> gpus.Gpu:
-    """The device to explain for: ``arch``, or this machine's first GPU, or its CPU.
-
-    Raises:
-        CommandError: ``arch`` is no architecture.
-    """
-    if arch is not None:
-        try:
-            return gpus.for_arch(arch)
-        except ValueError as error:
-            raise CommandError(str(error)) from None
-    return gpus.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def fused_problems(dtype: str) -> Counter[Problem]:
-    """Every distinct problem of the fused network at batch 64, and how many layers pose it.
-
-    The network runs on the meta device: nothing is allocated or computed.
-    """
-    network = create_model(MODEL, device="meta", dtype=getattr(torch, dtype)).eval().reparameterize()
-    return problems_of(network, INPUT)
 
 
 def c_compiler() -> str | None:
@@ -72,7 +57,7 @@ def python_headers() -> str | None:
     return folder if os.path.exists(os.path.join(folder, "Python.h")) else None
 
 
-def report(gpu: gpus.Gpu, layers: list[tuple[int, Explanation]]) -> dict[str, Any]:
+def report(gpu: Gpu, layers: list[tuple[int, Explanation]]) -> dict[str, Any]:
     """The JSON object."""
     return {
         "versions": versions(),
@@ -93,7 +78,7 @@ def report(gpu: gpus.Gpu, layers: list[tuple[int, Explanation]]) -> dict[str, An
     }  # fmt: skip
 
 
-def text(gpu: gpus.Gpu, layers: list[tuple[int, Explanation]]) -> str:
+def text(gpu: Gpu, layers: list[tuple[int, Explanation]]) -> str:
     """The report for a terminal."""
     facts = [(name, version or "not installed") for name, version in versions().items()]
     facts.append(("C compiler", c_compiler() or "none: Triton needs one at its first launch: apt install gcc"))

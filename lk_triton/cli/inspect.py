@@ -6,27 +6,26 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from tabulate import tabulate
 
-from .. import gpu as gpus
 from ..algorithms import registry
 from ..algorithms.base import TritonAlgorithm
 from ..gpu import Gpu
-from ..models import create_model
-from ..ops.problem import Chain, ConvProblem, Epilogue, Problem
-from ..ops.tracing import problems_of
+from ..ops.problem import ACTIVATIONS, Chain, ConvProblem, Epilogue, Problem
 from ..planning import tuner
 from ..planning.entry import problem_to_json
 from ..planning.plan import plan, refusal
 from ..tools import inspector
 from ..tools.inspector import Inspection
-from . import output
-from .options import CommandError, words
+from . import options
+from .networks import fused_problems
+from .options import UsageError, dtype, positive
+from .output import words
 
 Inspected = list[tuple[Problem, int, list[Inspection]]]
 """(problem, layers that pose it, its configs, the best estimate first)."""
@@ -37,15 +36,53 @@ ONLY_WITH = {"shape": ("kernel", "stride", "activation", "residual", "sass"), "m
 TOP = 3
 
 
-def inspect(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = (
+        "Compiles the configs with the best estimates for a target, and shows registers, spills, shared memory, occupancy, "
+        "the main loop's matrix instructions and loads, and what the cost model predicts. Needs no GPU and no driver. Results "
+        "go to stdout, progress to stderr."
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--device", metavar="D", help="h100, h200, a100, l4, rtx4090, rtx5090, b200 or mi300x")
+    target.add_argument("--arch", metavar="A", help="such as sm_80, sm_90, sm_100 (for a100, h100, b200) or gfx942 (mi300x)")
+    problem = parser.add_mutually_exclusive_group(required=True)
+    problem.add_argument("--shape", type=sizes(4), metavar="N,C,H,W", help="one problem's input")
+    problem.add_argument("--model", metavar="NAME", help="every layer of a fused network")
+    parser.add_argument("--kernel", type=sizes(2), metavar="KH,KW", help="with --shape; padded by half of it")
+    parser.add_argument("--stride", type=positive, metavar="S", help="with --shape; default: 1")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="with --shape; fused behind the bias; default: none")
+    parser.add_argument("--residual", action="store_true", help="with --shape; a fused residual")
+    parser.add_argument("--batch", type=positive, metavar="N", help="with --model")
+    parser.add_argument("--size", type=positive, metavar="N", help="with --model: input height and width")
+    parser.add_argument("--dtype", type=dtype, default="float16", metavar="T", help="fp16, bf16 or fp32; default: fp16")
+    parser.add_argument("--algorithm", metavar="A", help="toeplitz, resident or direct; default: the best of them")
+    parser.add_argument("--top", type=positive, metavar="K", help="configs a problem; default: 3; with --model 1")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--sass", metavar="FILE", help="with --shape: write the disassembly of the best config")
+
+
+def sizes(count: int) -> Callable[[str], tuple[int, ...]]:
+    """Reads ``count`` positive integers with commas between."""
+
+    def read(text: str) -> tuple[int, ...]:
+        numbers = text.split(",")
+        if len(numbers) != count:
+            raise argparse.ArgumentTypeError(f"expected {count} positive integers with commas between, got {text!r}")
+        return tuple(map(positive, numbers))
+
+    return read
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Compile and print; returns the exit code."""
     _check(arguments)
-    device = _target(arguments)
+    gpu = options.gpu_for(arguments.device or arguments.arch)
     network = arguments.model is not None
-    problems = _layers(arguments, device) if network else Counter([_problem(arguments)])
+    problems = _layers(arguments, gpu) if network else Counter([_problem(arguments)])
     algorithm = arguments.algorithm
     top = arguments.top or (1 if network else TOP)
-    work = [(problem, count, _candidates(problem, device, algorithm, top, network)) for problem, count in problems.items()]
+    work = [(problem, count, _candidates(problem, gpu, algorithm, top, network)) for problem, count in problems.items()]
     total = sum(len(candidates) for _, _, candidates in work)
     done = 0
     inspected: Inspected = []
@@ -54,12 +91,12 @@ def inspect(arguments: argparse.Namespace) -> int:
         for candidate in candidates:
             done += 1
             print(f"compiling {done}/{total}: {problem}, {candidate.algorithm}", file=sys.stderr, flush=True)
-            results.append(inspector.inspect(problem, candidate, device))
+            results.append(inspector.inspect(problem, candidate, gpu))
         inspected.append((problem, count, results))
     if arguments.json:
-        print(json.dumps(_network(arguments, device, inspected) if network else [_json(i) for i in inspected[0][2]], indent=2))
+        print(json.dumps(_network(arguments, gpu, inspected) if network else [_json(i) for i in inspected[0][2]], indent=2))
     else:
-        print(_text(arguments, device, inspected))
+        print(_text(arguments, gpu, inspected))
     if arguments.sass is not None:
         _write(arguments.sass, inspected[0][2][0].report.disassembly)
     return 0
@@ -70,31 +107,20 @@ def _check(arguments: argparse.Namespace) -> None:
     given, other = ("shape", "model") if arguments.shape is not None else ("model", "shape")
     for name in ONLY_WITH[other]:
         if getattr(arguments, name) not in (None, False):
-            raise CommandError(f"--{name} goes with --{other}, not with --{given}")
+            raise UsageError(f"--{name} goes with --{other}, not with --{given}")
     if arguments.sass is not None:
-        output.check(arguments.sass)
+        options.check_out(Path(arguments.sass))
     if arguments.algorithm == "torch":
-        raise CommandError("--algorithm torch has no Triton kernel to compile")
+        raise UsageError("--algorithm torch has no Triton kernel to compile")
     for name in ("kernel",) if given == "shape" else ("batch", "size"):
         if getattr(arguments, name) is None:
-            raise CommandError(f"--{given} also needs --{name}")
+            raise UsageError(f"--{given} also needs --{name}")
     try:
         if arguments.algorithm is not None:
             registry.get(arguments.algorithm)
         inspector.require_compiler()
     except (ValueError, RuntimeError) as error:
-        raise CommandError(str(error)) from None
-
-
-def _target(arguments: argparse.Namespace) -> Gpu:
-    if arguments.device is not None:
-        if arguments.device not in gpus.TABLE:
-            raise CommandError(f"unknown device {arguments.device!r}: expected one of {', '.join(gpus.TABLE)}")
-        return gpus.TABLE[arguments.device]
-    try:
-        return gpus.for_arch(arguments.arch)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
 def _problem(arguments: argparse.Namespace) -> ConvProblem:
@@ -111,17 +137,21 @@ def _layers(arguments: argparse.Namespace, gpu: Gpu) -> Counter[Problem]:
 
     A ConvFFN or a stem that is planned as several kernels is listed as its layers.
     """
-    try:
-        network = create_model(arguments.model, device="meta", dtype=getattr(torch, arguments.dtype)).eval().reparameterize()
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    (posed,) = fused_problems(arguments.model, [arguments.batch], [arguments.size], [arguments.dtype])
     found: Counter[Problem] = Counter()
-    for problem, count in problems_of(network, (arguments.batch, 3, arguments.size, arguments.size)).items():
-        if isinstance(problem, Chain) and not _has_kernel(plan(problem, gpu).algorithm):
+    for problem, count in posed.items():
+        if isinstance(problem, Chain) and not _has_kernel(_planned(problem, gpu, arguments.algorithm)):
             found.update(dict.fromkeys(problem.layers, count))
         else:
             found[problem] += count
     return found
+
+
+def _planned(problem: Problem, gpu: Gpu, algorithm: str | None) -> str:
+    """The algorithm that ``problem`` is planned with where ``algorithm`` is preferred."""
+    if algorithm is None or refusal(problem, gpu, algorithm) is not None:
+        algorithm = "auto"
+    return plan(problem, gpu, algorithm).algorithm
 
 
 def _has_kernel(algorithm: str) -> bool:
@@ -131,21 +161,26 @@ def _has_kernel(algorithm: str) -> bool:
 def _candidates(problem: Problem, gpu: Gpu, algorithm: str | None, top: int, prefer: bool) -> list[tuner.Candidate]:
     """The ``top`` best estimates of ``algorithm``; of all of them what the tuner would measure, which is of every kind.
 
-    With ``prefer``, a problem that ``algorithm`` cannot serve takes all of them, as a layer under ``lk_triton.use`` does.
+    With ``prefer``, a problem that ``algorithm`` cannot serve takes all of them, as a layer under ``lk_triton.use`` does;
+    a line on stderr says so.
     """
     reason = None if algorithm is None else refusal(problem, gpu, algorithm)
-    if reason is not None and not prefer:
-        raise CommandError(f"{algorithm} cannot serve {problem} on {gpu.name}: {reason}")
-    if isinstance(problem, Chain):  # what runs its layers in turn has no kernel of its own
-        algorithm, reason = next(name for name in registry.meant_for(problem) if _has_kernel(name)), None
-    if algorithm is None or reason is not None:
-        found = tuner.candidates(problem, gpu, top)
-    else:
+    if reason is not None:
+        refused = f"{algorithm} cannot serve {problem} on {gpu.name}: {reason}"
+        if not prefer:
+            raise UsageError(refused)
+        print(f"lk-triton: {refused}; the best of the others is shown", file=sys.stderr)
+        algorithm = None
+    if algorithm is not None:
         found = [c for c in tuner.candidates(problem, gpu, sys.maxsize) if c.algorithm == algorithm][:top]
+    elif isinstance(problem, Chain):  # what runs its layers in turn has no kernel of its own
+        found = [c for c in tuner.candidates(problem, gpu, sys.maxsize) if _has_kernel(c.algorithm)][:top]
+    else:
+        found = tuner.candidates(problem, gpu, top)
     if not found:
         reasons = {n: refusal(problem, gpu, n) for n in registry.meant_for(problem) if n != "torch"}
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise CommandError(f"no Triton algorithm serves {problem} on {gpu.name}: {why}")
+        raise UsageError(f"no Triton algorithm serves {problem} on {gpu.name}: {why}")
     return found
 
 
@@ -153,7 +188,7 @@ def _write(path: str, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}") from None
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _total_us(inspected: Inspected) -> float:

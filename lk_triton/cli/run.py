@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +20,11 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..log import logger
-from ..models import CheckpointMismatch, RepLKNet, create_model, inspect_checkpoint, published_form, randomize_
+from ..models import CheckpointMismatch, RepLKNet, published_form
 from ..models.gate import Gate, failures, maps_and_logits
 from ..planning.timing import Timing
-from . import classes, images, output, timing
-from .options import CommandError, missing_extra, versions
+from . import classes, images, networks, options, output, timing
+from .options import UsageError, missing_extra, positive, versions
 
 CHECKED = 1
 """Images of the first batch that the fused form is checked on."""
@@ -33,7 +33,6 @@ LONGEST = 400
 """Characters of an error that lists the keys of a checkpoint."""
 
 FORMS = ("published", "training_form", "fused")
-SEED = 0
 
 
 @dataclass
@@ -81,12 +80,44 @@ class Outcome:
     topk: list[list[classes.Class]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
+    def add(self, names: list[str], found: dict[str, Tensor], topk: int, keep: bool) -> None:
+        """What a batch gave: its maps and logits by name. The maps are kept if ``keep`` says so; their shapes are always."""
+        self.names += names
+        if "logits" in found:
+            self.topk += classes.top(found["logits"], topk)
+        for name, value in found.items():
+            self.shapes[name] = [len(self.names), *value.shape[1:]]
+            if keep:
+                self.maps.setdefault(name, []).append(value.cpu())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = (
+        "Runs a RepLKNet in its fused form on images. On the first batch it also checks the fused form against the training "
+        "form and times both and the published form. Results go to stdout, progress to stderr."
+    )
+    parser.add_argument("images", nargs="*", metavar="IMAGE|DIR", help="image files, and directories of them")
+    parser.add_argument("--sample", action="store_true", help="add the photograph that scikit-image ships")
+    parser.add_argument("--model", default="replknet_31b", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights; without it they are random, seeded")
+    parser.add_argument(
+        "--size", type=positive, default=224, metavar="N", help="input height and width; default: %(default)s"
+    )
+    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="images a batch; default: %(default)s")
+    options.add_device(parser)
+    options.add_dtype(parser)
+    parser.add_argument("--features", metavar="OUT.safetensors", help="write the feature maps and logits of all images")
+    parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes an image; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Run, print, write; returns the exit code."""
-    device, dtype = place(arguments.device, arguments.dtype)
+    device = options.torch_device(arguments.device)
+    dtype = options.torch_dtype(arguments.dtype, device)
     if not arguments.images and not arguments.sample:
-        raise CommandError("nothing to run on: name images or directories, or pass --sample")
+        raise UsageError("nothing to run on: name images or directories, or pass --sample")
     paths = images.find(arguments.images)
     total = len(paths) + arguments.sample
     batch = min(arguments.batch, total)
@@ -95,18 +126,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     outcome, comparison = Outcome(), None
     inputs = read(paths, arguments.sample, arguments.model, arguments.size, outcome.skipped)
-    with torch.inference_mode(), progress(total) as bar:
+    bar = output.progress(total, extra="demo") if total > 1 else None
+    with torch.inference_mode(), bar or nullcontext():
         for names, x in images.batched(inputs, batch):
             x = x.to(device)
             comparison = comparison or compare(forms, x, dtype)
-            found = maps_and_logits(forms.fused, x.to(dtype))
-            outcome.names += names
-            if "logits" in found:
-                outcome.topk += classes.top(found["logits"], arguments.topk)
-            for name, value in found.items():
-                outcome.shapes[name] = [len(outcome.names), *value.shape[1:]]
-                if writer is not None:
-                    outcome.maps.setdefault(name, []).append(value.cpu())
+            outcome.add(names, maps_and_logits(forms.fused, x.to(dtype)), arguments.topk, keep=writer is not None)
             if bar is not None:
                 bar.update(len(names))
     for reason in outcome.skipped:
@@ -115,52 +140,33 @@ def run(arguments: argparse.Namespace) -> int:
         print("lk-triton: error: no image could be read", file=sys.stderr)
         return 1
     written = writer is None or writer(outcome)
-    agrees = not comparison.failures
-    if not agrees:
-        more = f"; and {len(comparison.failures) - 1} more" if comparison.failures[1:] else ""
+    if comparison.failures:
+        first, *others = comparison.failures
         print(f"lk-triton: error: the fused form does not compute what the {forms.reference.form} form does: "
-              f"{comparison.failures[0]}{more}", file=sys.stderr)  # fmt: skip
+              f"{first}{f'; and {len(others)} more' if others else ''}", file=sys.stderr)  # fmt: skip
     result = report(arguments, device, dtype, forms.reference.form, outcome, comparison)
     print(json.dumps(result) if arguments.json else text(result))
-    return 0 if agrees and written and not outcome.skipped else 1
-
-
-def place(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype asked for, or the defaults: float16 on CUDA, float32 elsewhere.
-
-    Raises:
-        CommandError: there is no such device here.
-    """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-        torch.empty(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CommandError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return found, getattr(torch, dtype or ("float16" if found.type == "cuda" else "float32"))
+    return int(bool(comparison.failures or outcome.skipped) or not written)
 
 
 def build(name: str, checkpoint: str | None, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Forms:
     """The network called ``name`` in every form, prepared for inputs of ``shape``.
 
     Raises:
-        CommandError: unknown name, or a checkpoint that cannot be loaded.
+        UsageError: unknown name, or a checkpoint that cannot be loaded.
     """
     try:
         if checkpoint is None:
-            logger.info("no checkpoint: weights, BatchNorm statistics and affine parameters are random, seed %d", SEED)
-            torch.manual_seed(SEED)
-            reference = randomize_(create_model(name), seed=SEED)
-        else:
-            form, num_classes = inspect_checkpoint(checkpoint)
-            reference = create_model(name, checkpoint, num_classes=num_classes, **({form: True} if form != "training" else {}))
+            random = "weights, BatchNorm statistics and affine parameters are random"
+            logger.info("no checkpoint: %s, seed %d", random, networks.SEED)
+        reference = networks.load(name, checkpoint)
     except OSError as error:
-        raise CommandError(f"cannot read {checkpoint}: {error.strerror or error}") from None
+        raise UsageError(f"cannot read {checkpoint}: {error.strerror or error}") from None
     except CheckpointMismatch as error:
         better = f"{checkpoint} does not fit {name}: it looks like {error.looks_like}: --model {error.looks_like}"
-        raise CommandError(better if error.looks_like else shorten(error.text, LONGEST)) from None
+        raise UsageError(better if error.looks_like else shorten(error.text, LONGEST)) from None
     except (ValueError, ImportError) as error:
-        raise CommandError(str(error)) from error
+        raise UsageError(str(error)) from error
     reference = reference.eval().to(device)
     fused = deepcopy(reference).reparameterize().to(dtype).prepare(shape)
     timed = {"fused": fused}
@@ -198,24 +204,13 @@ def compare(forms: Forms, x: Tensor, dtype: torch.dtype) -> Comparison:
     return Comparison(len(x), differences.max().item(), failed, timings, load)
 
 
-def progress(total: int) -> AbstractContextManager[Any]:
-    """A progress bar over images on stderr; none for a single image."""
-    if total == 1:
-        return nullcontext()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise missing_extra("tqdm", "demo") from None
-    return tqdm(total=total, unit="image", file=sys.stderr)
-
-
 def feature_writer(file: str | None) -> Callable[[Outcome], bool] | None:
     """Writes the maps of an outcome, one tensor a name, and the images' names as JSON in the metadata; None for no file.
 
     False, said on stderr, where writing fails after all.
 
     Raises:
-        CommandError: the file cannot be written, or safetensors is missing; said before anything is computed.
+        UsageError: the file cannot be written, or safetensors is missing; said before anything is computed.
     """
     if file is None:
         return None
@@ -224,7 +219,7 @@ def feature_writer(file: str | None) -> Callable[[Outcome], bool] | None:
         from safetensors.torch import save_file
     except ImportError:
         raise missing_extra("safetensors", "demo") from None
-    output.check(file, ".safetensors")
+    options.check_out(Path(file), [".safetensors"])
 
     def write(outcome: Outcome) -> bool:
         tensors = {name: torch.cat(parts) for name, parts in outcome.maps.items()}
@@ -279,7 +274,7 @@ def text(result: dict[str, Any]) -> str:
     difference = "is not finite" if result["max_rel_diff"] is None else f"{result['max_rel_diff']:.2g}"
     agreement = "; ".join(result["failures"][:3]) or "every block and every tap of the depthwise kernels agrees"
     if random:
-        weights = f"RANDOM (seed {SEED}), so the features mean nothing; pass --checkpoint FILE"
+        weights = f"RANDOM (seed {networks.SEED}), so the features mean nothing; pass --checkpoint FILE"
     parts = [
         f"{result['model']} on {result['device']}, {result['dtype']}, {result['size']}x{result['size']}, "
         f"{len(result['images'])} image(s)\nweights: {weights}",

@@ -10,12 +10,9 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict
-from itertools import product
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from .. import context
@@ -23,62 +20,67 @@ from .. import gpu as gpus
 from ..algorithms import registry
 from ..files import why_not_written
 from ..functional import tune as tune_problems
-from ..models import create_model
+from ..gpu import Gpu
 from ..ops.problem import Problem
-from ..ops.tracing import problems_of
 from ..planning import agenda, cache, tuner
 from ..planning.entry import problem_to_json
-from .options import CommandError, versions, words
+from . import options
+from .networks import fused_problems
+from .options import UsageError, dtype, positive, versions
+from .output import words
 
 DRY_ARCH = "sm_90"
 """What a dry run estimates for where there is no GPU and no architecture is named."""
 
 
-def tune(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = (
+        "Measures the most promising configs of every layer of a fused network on this machine's GPU, and saves the "
+        "fastest right ones for all processes to come. Results go to stdout, progress to stderr."
+    )
+    parser.add_argument("--model", default="replknet_31b", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8, 64], metavar="N", help="default: 1 8 64")
+    parser.add_argument("--size", type=positive, nargs="+", default=[224], metavar="N", help="default: 224")
+    parser.add_argument("--dtype", type=dtype, nargs="+", default=["float16"], metavar="T", help="default: fp16")
+    parser.add_argument("--device", metavar="D", help="such as cuda:1; default: the current GPU")
+    parser.add_argument("--top", type=positive, default=12, metavar="K", help="candidates a problem; default: %(default)s")
+    parser.add_argument("--missing", action="store_true", help="leave out what is measured already")
+    parser.add_argument("--seconds", type=positive, metavar="S", help="start no other problem after so many seconds")
+    parser.add_argument("--dry-run", action="store_true", help="list the candidates with their estimates; needs no GPU")
+    parser.add_argument("--arch", metavar="A", help="with --dry-run: for this architecture or GPU, such as sm_90 or h200")
+    parser.add_argument("--json", action="store_true", help="print JSON objects, one a line, as results come")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure or list; returns the exit code."""
     if arguments.arch is not None and not arguments.dry_run:
-        raise CommandError("--arch is for --dry-run: measuring takes the GPU itself (--device)")
+        raise UsageError("--arch is for --dry-run: measuring takes the GPU itself (--device)")
     if arguments.arch is not None and arguments.device is not None:
-        raise CommandError("--arch and --device both name what to estimate for: pass one of them")
+        raise UsageError("--arch and --device both name what to estimate for: pass one of them")
     if arguments.dry_run and (arguments.missing or arguments.seconds is not None):
-        raise CommandError("--missing and --seconds are for measuring: a dry run lists every problem")
+        raise UsageError("--missing and --seconds are for measuring: a dry run lists every problem")
     return _dry_run(arguments) if arguments.dry_run else _measure(arguments)
 
 
 def problems(model: str, batches: list[int], sizes: list[int], dtypes: list[str]) -> list[Problem]:
     """The distinct problems of the fused network, in the order of its layers."""
-    return tuner.with_layers(problem for counts in networks(model, batches, sizes, dtypes) for problem in counts)
-
-
-def networks(model: str, batches: list[int], sizes: list[int], dtypes: list[str]) -> list[Counter[Problem]]:
-    """How many layers pose each problem, of each dtype, size and batch; on the meta device, where nothing is computed.
-
-    Raises:
-        CommandError: there is no such model.
-    """
-    try:
-        network = create_model(model, device="meta").eval().reparameterize()
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    return [
-        problems_of(network.to(getattr(torch, dtype)), (batch, 3, size, size))
-        for dtype, size, batch in product(dtypes, sizes, batches)
-    ]
+    return tuner.with_layers(problem for counts in fused_problems(model, batches, sizes, dtypes) for problem in counts)
 
 
 def _measure(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
-    device = _place(arguments.device)
+    device = options.torch_device(arguments.device)
     reason = tuner.why_not(device)
     if reason is not None:
-        raise CommandError(f"{reason}; --dry-run lists the candidates without one")
+        raise UsageError(f"{reason}; --dry-run lists the candidates without one")
 
     gpu = gpus.of(device)
     file = cache.directory() / cache.file_name(gpu.name)
     unwritable = why_not_written(file, makes_folders=True)
     if unwritable is not None:
-        raise CommandError(f"{unwritable}; set {cache.VARIABLE} to a directory to write to")
-    posed = networks(arguments.model, arguments.batch, arguments.size, arguments.dtype)
+        raise UsageError(f"{unwritable}; set {cache.VARIABLE} to a directory to write to")
+    posed = fused_problems(arguments.model, arguments.batch, arguments.size, arguments.dtype)
     asked = agenda.heaviest_first(posed, gpu)
     wanted = agenda.missing(asked, gpu) if arguments.missing else asked
     if arguments.json:
@@ -120,7 +122,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _header(gpu: gpus.Gpu, asked: list[Problem]) -> dict[str, Any]:
+def _header(gpu: Gpu, asked: list[Problem]) -> dict[str, Any]:
     return {"type": "device", "device": gpu.name, "arch": gpu.arch, "versions": versions(), "problems": len(asked)}
 
 
@@ -132,43 +134,30 @@ def _print_line(line: dict[str, Any]) -> None:
     print(json.dumps(line | ({"rehearsal": True} if gpus.rehearsal() else {})), flush=True)
 
 
-def _place(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise CommandError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CommandError(f"device {str(device)!r} cannot be used: this machine has {torch.cuda.device_count()} GPUs")
-    return device
-
-
 def _dry_run(arguments: argparse.Namespace) -> int:
-    device = _estimated_device(arguments)
+    gpu = _estimated(arguments)
     asked = problems(arguments.model, arguments.batch, arguments.size, arguments.dtype)
     if arguments.json:
-        _print_line(_header(device, asked))
+        _print_line(_header(gpu, asked))
         for problem in asked:
-            found = [asdict(candidate) for candidate in tuner.candidates(problem, device, arguments.top)]
+            found = [asdict(candidate) for candidate in tuner.candidates(problem, gpu, arguments.top)]
             _print_line({"type": "candidates", "problem": problem_to_json(problem), "candidates": found})
         _print_line(_summary(asked, 0, 0))
         return 0
-    print(f"candidates for {device.name} ({device.arch}); estimates come from the cost model, nothing was measured")
+    print(f"candidates for {gpu.name} ({gpu.arch}); estimates come from the cost model, nothing was measured")
     for problem in asked:
-        found = tuner.candidates(problem, device, arguments.top)
+        found = tuner.candidates(problem, gpu, arguments.top)
         rows = [(c.algorithm, words(c.config), c.estimate_us, c.limiter) for c in found]
         print(f"\n{problem}")
         print(tabulate(rows, headers=("algorithm", "config", "estimate us", "limiter"), tablefmt="simple", floatfmt=".1f"))
     return 0
 
 
-def _estimated_device(arguments: argparse.Namespace) -> gpus.Gpu:
-    if arguments.arch is None:
-        gpu = gpus.of(_place(arguments.device))
-        return gpu if gpu.backend in ("cuda", "hip") else gpus.for_arch(DRY_ARCH)
-    try:
-        return gpus.for_arch(arguments.arch)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+def _estimated(arguments: argparse.Namespace) -> Gpu:
+    if arguments.arch is not None:
+        return options.gpu_for(arguments.arch)
+    gpu = gpus.of(options.torch_device(arguments.device))
+    return gpu if gpu.backend in ("cuda", "hip") else gpus.for_arch(DRY_ARCH)
 
 
 def _table(results: list[tuner.Result], errors: dict[Problem, str]) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from lk_triton.cli import images
 from lk_triton.cli.analysis import backbones
-from lk_triton.cli.options import CommandError
+from lk_triton.cli.options import UsageError
 from lk_triton.models import create_model, randomize_, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def test_our_checkpoint_of_any_form(form: str, tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     torch.save({"stem.0.conv.weight": torch.ones(1)}, tmp_path / "bad.pth")
     (source,) = backbones.sources(["replknet_3"], [str(tmp_path / "bad.pth")])
-    with pytest.raises(CommandError, match=r"cannot build replknet_3: .*bad\.pth does not fit"):
+    with pytest.raises(UsageError, match=r"cannot build replknet_3: .*bad\.pth does not fit"):
         source.build(64, CPU)
 
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
 def test_timm_checkpoint_that_does_not_fit(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "bad.pth")
     (source,) = backbones.sources(["test_resnet"], [str(tmp_path / "bad.pth")])
-    with pytest.raises(CommandError, match=r"cannot build test_resnet from .*bad\.pth: ") as caught:
+    with pytest.raises(UsageError, match=r"cannot build test_resnet from .*bad\.pth: ") as caught:
         source.build(64, CPU)
     assert len(str(caught.value)) < 600 + len(str(tmp_path))
     assert "\n" not in str(caught.value)
@@ -113,7 +113,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(timm, "create_model", offline)
     (source,) = backbones.sources(["test_resnet"], pretrained=True)
-    with pytest.raises(CommandError, match="cannot build test_resnet: no route to the weights of test_resnet: True"):
+    with pytest.raises(UsageError, match="cannot build test_resnet: no route to the weights of test_resnet: True"):
         source.build(64, CPU)
 
 

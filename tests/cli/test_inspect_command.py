@@ -154,7 +154,7 @@ def test_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--device", "h300", *SMALL), "unknown device 'h300'"),
+        (("--device", "h300", *SMALL), "unknown architecture 'h300'"),
         (("--arch", "hopper", *SMALL), "unknown architecture 'hopper'"),
         (("--arch", "sm_90", "--device", "h100", *SMALL), "not allowed with"),
         (SMALL, "one of the arguments --device --arch is required"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from fakes import DENSE, FFN, H100, LAYER, SMALL
 
-from lk_triton.cli.tune import networks
+from lk_triton.cli.networks import fused_problems
 from lk_triton.ops.problem import Problem
 from lk_triton.planning import agenda
 from lk_triton.planning.tuner import with_layers
@@ -30,7 +30,7 @@ def test_every_network_has_its_turn() -> None:
 def test_the_networks_layers_are_all_there_and_a_chain_follows_its_layers() -> None:
     found = agenda.heaviest_first([{FFN: 100, LAYER: 1}], H100)
     assert found == [*FFN.layers, FFN, LAYER]
-    posed = networks("replknet_31b", [64, 1], [224], ["float16"])
+    posed = fused_problems("replknet_31b", [64, 1], [224], ["float16"])
     found = agenda.heaviest_first(posed, H100)
     assert len(found) == len(set(found))
     assert set(found) == set(with_layers(problem for counts in posed for problem in counts))
@@ -41,7 +41,7 @@ def test_the_networks_layers_are_all_there_and_a_chain_follows_its_layers() -> N
 
 def test_the_heaviest_of_31b_come_first() -> None:
     """The 1x1s of stage 3 are more than a third of batch 64: 36 layers."""
-    (posed,) = networks("replknet_31b", [64], [224], ["float16"])
+    (posed,) = fused_problems("replknet_31b", [64], [224], ["float16"])
     first = agenda.heaviest_first([posed], H100)[:2]
     assert {(p.c, p.h) for p in first} <= {(512, 14), (2048, 14)}
 

@@ -80,7 +80,7 @@ def test_wrong_arguments(arguments: tuple[str, ...]) -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     """A network that poses one problem which the interpreter can do, and launches that move the clock."""
-    monkeypatch.setattr(tune, "networks", lambda *_: [{TINY: 1}])
+    monkeypatch.setattr(tune, "fused_problems", lambda *_: [{TINY: 1}])
     monkeypatch.setattr(timing, "timer", clock.timer)
     direct = registry.get("direct")
     real = direct.launch
@@ -128,7 +128,7 @@ def test_a_problem_that_fails_does_not_lose_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     """Every line is out before the next problem is measured, so that a run that is killed keeps what it found."""
-    monkeypatch.setattr(tune, "networks", lambda *_: [{replace(TINY, n=64): 3, TINY: 2, replace(TINY, n=65): 1}])
+    monkeypatch.setattr(tune, "fused_problems", lambda *_: [{replace(TINY, n=64): 3, TINY: 2, replace(TINY, n=65): 1}])
     real, seen = tune.tune_problems, []
 
     def failing(asked: list[ConvProblem], **options: object) -> list[tuner.Result]:
@@ -157,7 +157,7 @@ def test_missing_goes_on_where_the_last_command_stopped(
 ) -> None:
     """The heaviest first; the time is of the whole command; what is left is told and measured by the next one."""
     light, heavy, middle = TINY, replace(TINY, c=2), replace(TINY, n=2)
-    monkeypatch.setattr(tune, "networks", lambda *_: [{light: 1, middle: 3, heavy: 9}])
+    monkeypatch.setattr(tune, "fused_problems", lambda *_: [{light: 1, middle: 3, heavy: 9}])
     monkeypatch.setattr(tune.time, "monotonic", lambda: clock.now)
     real = tune.tune_problems
 
@@ -190,7 +190,7 @@ def test_missing_goes_on_where_the_last_command_stopped(
 def test_a_lost_gpu_is_exit_code_75(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     """The process ends without destructors; the next one, started with --missing, finds what was measured."""
     wide = replace(TINY, c=2)
-    monkeypatch.setattr(tune, "networks", lambda *_: [{TINY: 9, wide: 1, replace(TINY, n=65): 1}])
+    monkeypatch.setattr(tune, "fused_problems", lambda *_: [{TINY: 9, wide: 1, replace(TINY, n=65): 1}])
     monkeypatch.setattr(context, "lost", lambda device: "CUDA error: an illegal memory access" if lost else None)
     real, lost = registry.get("direct").launch, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib
 import sys
@@ -15,13 +16,21 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...models import CheckpointMismatch, create_model, inspect_checkpoint, list_models, randomize_
-from .. import images
-from ..options import CommandError, missing_extra
+from ...models import CheckpointMismatch, list_models
+from .. import images, networks
+from ..options import UsageError, missing_extra
 
-SEED = 0
 RANDOM = "random"
 """``Backbone.weights`` of an untrained network."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, count: int | str = "+") -> None:
+    """``count`` networks and their weights, for ``sources``."""
+    parser.add_argument("models", nargs=count, metavar="MODEL", help="ours, timm's, or package.module:function")
+    parser.add_argument(
+        "--checkpoint", action="append", default=[], metavar="F", help="weights, else random; MODEL=F with several models"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="let timm fetch the weights of its models")
 
 
 @dataclass(frozen=True)
@@ -73,29 +82,24 @@ class Source:
         """The network, for images of ``size``; without weights it is random, seeded.
 
         Raises:
-            CommandError: it cannot be built, or its weights cannot be had.
+            UsageError: it cannot be built, or its weights cannot be had.
         """
-        torch.manual_seed(SEED)
+        torch.manual_seed(networks.SEED)
         make = {"ours": self._ours, "callable": self._callable, "timm": self._timm}[self.kind]
         try:
             found = make(size)
-        except CommandError:
+        except UsageError:
             raise
         except Exception as error:  # foreign constructors and downloads raise almost anything
             text = error.text if isinstance(error, CheckpointMismatch) else str(error)
             reason = shorten(text or type(error).__name__, 400)  # torch lists each key of a checkpoint that does not fit
             file = f" from {self.checkpoint}" if self.checkpoint and self.kind == "timm" else ""  # ours name it themselves
-            raise CommandError(f"cannot build {self.name}{file}: {reason}") from error
+            raise UsageError(f"cannot build {self.name}{file}: {reason}") from error
         return Backbone(found.module.eval().requires_grad_(False).to(device), found.normalization, found.weights)
 
     def _ours(self, size: int) -> Backbone:
         normalization = images.NORMALIZATION.get(self.name, images.IMAGENET)
-        if self.checkpoint is None:
-            return Backbone(randomize_(create_model(self.name), SEED), normalization, RANDOM)
-        form, classes = inspect_checkpoint(self.checkpoint)
-        options: dict[str, Any] = {} if form == "training" else {form: True}
-        model = create_model(self.name, self.checkpoint, num_classes=classes, **options)
-        return Backbone(model, normalization, self.checkpoint)
+        return Backbone(networks.load(self.name, self.checkpoint), normalization, self.checkpoint or RANDOM)
 
     def _timm(self, size: int) -> Backbone:
         import timm
@@ -112,7 +116,7 @@ class Source:
     def _callable(self, size: int) -> Backbone:
         made = _imported(self.name)()
         if not isinstance(made, nn.Module):
-            raise CommandError(f"{self.name} returns {type(made).__name__}, expected a torch.nn.Module")
+            raise UsageError(f"{self.name} returns {type(made).__name__}, expected a torch.nn.Module")
         return Backbone(made, images.IMAGENET, f"as {self.name} returns it")
 
 
@@ -120,14 +124,14 @@ def sources(names: Sequence[str], checkpoints: Sequence[str] = (), pretrained: b
     """The networks called ``names``; a checkpoint is FILE where there is one network, NAME=FILE where there are more.
 
     Raises:
-        CommandError: an unknown or repeated name, or a checkpoint that is not there, belongs to none or is one too many.
+        UsageError: an unknown or repeated name, or a checkpoint that is not there, belongs to none or is one too many.
     """
     if len(set(names)) < len(names):
-        raise CommandError(f"each model once, please, got {' '.join(names)}")
+        raise UsageError(f"each model once, please, got {' '.join(names)}")
     owned = [_owner(text, names) for text in checkpoints]
     files = dict(owned)
     if len(files) < len(owned):
-        raise CommandError(f"one checkpoint a model, please, got {' '.join(checkpoints)}")
+        raise UsageError(f"one checkpoint a model, please, got {' '.join(checkpoints)}")
     found = [Source(name, files.get(name), pretrained) for name in names]
     for source in found:
         _check(source)
@@ -139,7 +143,7 @@ def _owner(text: str, names: Sequence[str]) -> tuple[str, str]:
     if equals and name in names:
         return name, file
     if len(names) > 1:
-        raise CommandError(f"--checkpoint {text}: say whose it is, such as --checkpoint {names[0]}=FILE")
+        raise UsageError(f"--checkpoint {text}: say whose it is, such as --checkpoint {names[0]}=FILE")
     return names[0], text
 
 
@@ -147,19 +151,19 @@ def _check(source: Source) -> None:
     if source.kind == "callable":
         _imported(source.name)
         if source.checkpoint is not None:
-            raise CommandError(f"--checkpoint goes with our networks and timm's: let {source.name} load its weights itself")
+            raise UsageError(f"--checkpoint goes with our networks and timm's: let {source.name} load its weights itself")
     elif source.kind == "timm":
         try:
             import timm
         except ImportError:
             raise missing_extra("timm", "timm") from None
         if not timm.is_model(source.name):
-            raise CommandError(
+            raise UsageError(
                 f"unknown model {source.name!r}: expected one of {', '.join(list_models())}, a model of timm's such as "
                 "resnet101, or package.module:function"
             )
     if source.checkpoint is not None and not Path(source.checkpoint).is_file():
-        raise CommandError(f"cannot read {source.checkpoint}: there is no such file")
+        raise UsageError(f"cannot read {source.checkpoint}: there is no such file")
 
 
 def _imported(name: str) -> Any:
@@ -170,11 +174,11 @@ def _imported(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # a foreign module may raise anything
-        raise CommandError(
+        raise UsageError(
             f"cannot import {name}: {str(error) or type(error).__name__}; expected package.module:function"
         ) from error
     if not callable(found):
-        raise CommandError(f"{name} is {type(found).__name__}, expected a function that returns a torch.nn.Module")
+        raise UsageError(f"{name} is {type(found).__name__}, expected a function that returns a torch.nn.Module")
     return found
 
 

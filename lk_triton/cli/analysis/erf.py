@@ -15,9 +15,8 @@ from tabulate import tabulate
 from ...models.analysis import erf as study
 from ...models.analysis import pictures, published, report
 from ...models.analysis.erf import Accumulation, Area, Map
-from .. import images, output
-from ..options import CommandError
-from ..run import place
+from .. import images, options, output
+from ..options import UsageError, positive
 from . import backbones
 from .backbones import Backbone, Source
 
@@ -58,12 +57,28 @@ class Inputs:
             return None
 
 
-def erf(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = (
+        "How much each pixel contributes to the centre of the last feature map, by the authors' published method. Writes heat "
+        "maps, arrays and report.html; a run that was cut off goes on where it stopped."
+    )
+    backbones.add_arguments(parser)
+    parser.add_argument("--images", nargs="+", default=[], metavar="DIR", help="directories of images, and image files")
+    parser.add_argument("--sample", action="store_true", help="add the photograph that scikit-image ships")
+    parser.add_argument("--size", type=positive, default=1024, metavar="N", help="height and width; default: %(default)s")
+    parser.add_argument("--num", type=positive, default=50, metavar="N", help="images at most; default: %(default)s")
+    output.add_out(parser, "erf")
+    options.add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure, write, print; returns the exit code."""
     if not arguments.images and not arguments.sample:
-        raise CommandError("nothing to look at: name a directory with --images DIR, or pass --sample")
+        raise UsageError("nothing to look at: name a directory with --images DIR, or pass --sample")
     sources = backbones.sources(arguments.models, arguments.checkpoint, arguments.pretrained)
-    device, _ = place(arguments.device, "float32")
+    device = options.torch_device(arguments.device)
     inputs = Inputs(arguments.sample, images.find(arguments.images), arguments.num, arguments.size, {})
     out = output.folder(arguments.out, [], arguments.overwrite)
     if not arguments.overwrite:
@@ -95,17 +110,17 @@ def check(out: Path, sources: list[Source], inputs: Inputs) -> None:
     """Before anything is computed: whether this run goes on with what lies in ``out``, and replaces nothing else.
 
     Raises:
-        CommandError: it would replace contributions made otherwise, or a report of other networks.
+        UsageError: it would replace contributions made otherwise, or a report of other networks.
     """
     own = {file_of(source, out) for source in sources}
     others = sorted(file.stem for file in set(out.glob("*.npz")) - own)
     if others:
-        raise CommandError(
+        raise UsageError(
             f"{out} holds results of other networks ({', '.join(others)}): name them too, or take another --out; --overwrite "
             "makes a report without them"
         )
     if (out / "report.html").exists() and not any(file.exists() for file in own):
-        raise CommandError(f"{out} holds report.html of another study: pass --overwrite to replace it, or another --out")
+        raise UsageError(f"{out} holds report.html of another study: pass --overwrite to replace it, or another --out")
     for source in sources:
         if source.kind != "callable":  # what these depend on is known only when they are built
             resume(file_of(source, out), settings_of(source, inputs.size), inputs, overwrite=False)
@@ -120,7 +135,7 @@ def measure(source: Source, inputs: Inputs, device: torch.device, file: Path, ov
     """The field of one network over ``inputs.num`` readable images; ``file`` keeps it, and is continued where it fits.
 
     Raises:
-        CommandError, ValueError: ``file`` does not fit and may not be replaced, no image can be used, or the network has no
+        UsageError, ValueError: ``file`` does not fit and may not be replaced, no image can be used, or the network has no
             feature map for images of this size.
     """
     backbone = source.build(inputs.size, device)
@@ -141,7 +156,7 @@ def measure(source: Source, inputs: Inputs, device: torch.device, file: Path, ov
                 accumulation.save(file)
                 bar.update()
     if accumulation.mean is None:
-        raise CommandError("no image could be used")
+        raise UsageError("no image could be used")
     scores = study.scores(accumulation.mean)
     areas = {percent: study.area(scores, percent) for percent in study.THRESHOLDS}
     return Result(source.name, backbone.weights, len(accumulation.images), scores, areas)
@@ -151,7 +166,7 @@ def resume(file: Path, settings: dict[str, Any], inputs: Inputs, overwrite: bool
     """What ``file`` holds if it was made with the same settings from images among these, else nothing yet.
 
     Raises:
-        CommandError: it was made otherwise, and there is no ``overwrite``.
+        UsageError: it was made otherwise, and there is no ``overwrite``.
     """
     try:
         found = Accumulation.load(file)
@@ -164,7 +179,7 @@ def resume(file: Path, settings: dict[str, Any], inputs: Inputs, overwrite: bool
             return found
         reason = f"{file} was made from other images or with other settings"
     if not overwrite:
-        raise CommandError(f"{reason}: pass --overwrite to start over, or another --out")
+        raise UsageError(f"{reason}: pass --overwrite to start over, or another --out")
     print(f"lk-triton: starting over: {reason}", file=sys.stderr)
     return Accumulation(settings)
 

@@ -17,7 +17,7 @@ from ...models.analysis import kernel_maps as study
 from ...models.analysis import pictures, report
 from ...models.analysis.kernel_maps import Stage
 from .. import output
-from ..options import CommandError
+from ..options import UsageError
 from . import backbones
 
 FIELDS = (
@@ -29,7 +29,18 @@ SIZE = 224
 """Of the images that a network of a fixed input size is built for; kernels have nothing to do with it."""
 
 
-def kernels(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = (
+        "Mean |w| per tap of each stage's depthwise kernels, before and after the branches are merged: pictures, the share of "
+        "the central 3x3, the effective size. Writes kernels.csv, maps.npz, kernels.png and report.html."
+    )
+    backbones.add_arguments(parser, count=1)
+    output.add_out(parser, "kernels")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Look, write, print; returns the exit code."""
     (source,) = backbones.sources(arguments.models, arguments.checkpoint, arguments.pretrained)
     out = output.folder(arguments.out, FILES, arguments.overwrite)
@@ -40,7 +51,7 @@ def kernels(arguments: argparse.Namespace) -> int:
     try:
         stages = study.stages(backbone.module)
     except ValueError as error:
-        raise CommandError(f"{source.name}: {error}") from None
+        raise UsageError(f"{source.name}: {error}") from None
     found = [facts(number, stage) for number, stage in enumerate(stages, 1)]
     page = output.written(lambda: write(source.name, backbone.weights, stages, found, untrained, out))
     print(json.dumps(found, indent=2) if arguments.json else text(source.name, backbone.weights, found, page))

@@ -16,9 +16,8 @@ from tabulate import tabulate
 from ...models.analysis import pictures, report
 from ...models.analysis import shape_bias as study
 from ...models.analysis.shape_bias import Tally, Trial
-from .. import images, output
-from ..options import CommandError
-from ..run import place
+from .. import images, options, output
+from ..options import UsageError, positive
 from . import backbones
 from .backbones import Source
 
@@ -51,10 +50,25 @@ class Stimulus:
     texture: str
 
 
-def shape_bias(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = (
+        "Of the decisions on images with the shape of one class and the texture of another, the share that goes by shape. "
+        "Writes the plot, the decisions as CSV, and report.html."
+    )
+    backbones.add_arguments(parser)
+    parser.add_argument("--stimuli", required=True, metavar="DIR", help="images named such as cat7-elephant1.png")
+    parser.add_argument("--size", type=positive, default=224, metavar="N", help="height and width; default: %(default)s")
+    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="images a batch; default: %(default)s")
+    output.add_out(parser, "shape-bias")
+    options.add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Decide, count, write, print; returns the exit code."""
     sources = backbones.sources(arguments.models, arguments.checkpoint, arguments.pretrained)
-    device, _ = place(arguments.device, "float32")
+    device = options.torch_device(arguments.device)
     skipped: dict[str, None] = {}
     stimuli = find(arguments.stimuli, skipped)
     out = output.folder(arguments.out, FILES, arguments.overwrite)
@@ -78,10 +92,10 @@ def find(folder: str, skipped: dict[str, None]) -> list[Stimulus]:
     """The stimuli in ``folder``; files whose names tell no two of the 16 classes are ``skipped``.
 
     Raises:
-        CommandError: there is none with a conflict.
+        UsageError: there is none with a conflict.
     """
     if not Path(folder).is_dir():
-        raise CommandError(f"cannot read {folder}: there is no such directory")
+        raise UsageError(f"cannot read {folder}: there is no such directory")
     found = []
     for path in images.find([folder]):
         try:
@@ -90,7 +104,7 @@ def find(folder: str, skipped: dict[str, None]) -> list[Stimulus]:
             skipped[f"{path}: {error}"] = None
     if all(stimulus.shape == stimulus.texture for stimulus in found):
         example = next(iter(skipped), "shape and texture are of the same class in every name")
-        raise CommandError(f"no cue-conflict image in {folder}: {example}")
+        raise UsageError(f"no cue-conflict image in {folder}: {example}")
     return found
 
 
@@ -120,7 +134,7 @@ def measure(
                 trials.append(Trial(stimulus.path.name, stimulus.shape, stimulus.texture, decision))
             bar.update(len(names))
     if not study.tally(trials).trials:
-        raise CommandError("no stimulus could be read")
+        raise UsageError("no stimulus could be read")
     return Result(source.name, backbone.weights, trials)
 
 

@@ -14,14 +14,13 @@ import torch
 from tabulate import tabulate
 
 from ... import gpu as gpus
-from ...models import create_model, published_form, randomize_
+from ...gpu import Gpu
+from ...models import published_form
 from ...models.analysis import kernel_size as study
 from ...models.analysis import pictures, published, report
-from .. import output, timing
-from ..options import CommandError
-from ..run import place
+from .. import networks, options, output, timing
+from ..options import positive
 
-SEED = 0
 FILES = ("kernel_size.csv", "kernel_size.png", "report.html")
 FIELDS = (
     "kernels", "model", "parameters", "macs", "large_kernel_macs", "published_top1", "published_miou", "estimate_us",
@@ -29,9 +28,26 @@ FIELDS = (
 )  # fmt: skip
 
 
-def kernel_size(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``run``."""
+    parser.description = (
+        "Parameters, FLOPs, estimated and measured latency of RepLKNet-31B with kernels from 3x3 to 31x31, with our kernels "
+        "and with torch's, beside the published accuracies. Writes kernel_size.csv, kernel_size.png and report.html."
+    )
+    parser.add_argument("--batch", type=positive, metavar="N", help="images measured at once; default: 64 on a GPU, else 1")
+    parser.add_argument("--size", type=positive, default=224, metavar="N", help="height and width; default: %(default)s")
+    options.add_dtype(parser)
+    options.add_device(parser)
+    parser.add_argument("--arch", metavar="A", help="estimate for it, such as sm_80 or h200; default: this GPU, else h100")
+    parser.add_argument("--no-measure", action="store_true", help="count and estimate only")
+    output.add_out(parser, "kernel-size")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Count, estimate, measure, write, print; returns the exit code."""
-    device, dtype = place(arguments.device, arguments.dtype)
+    device = options.torch_device(arguments.device)
+    dtype = options.torch_dtype(arguments.dtype, device)
     target = estimated(arguments.arch, device)
     batch = arguments.batch or (64 if device.type == "cuda" else 1)
     estimate_batch, estimate_dtype = (batch, str(dtype).removeprefix("torch.")) if device.type == "cuda" else (64, "float16")
@@ -58,18 +74,13 @@ def kernel_size(arguments: argparse.Namespace) -> int:
     return int(page is None)
 
 
-def estimated(arch: str | None, device: torch.device) -> gpus.Gpu:
-    """The device to estimate for: ``arch``, else this GPU, else an H100.
+def estimated(arch: str | None, device: torch.device) -> Gpu:
+    """The GPU to estimate for: ``arch``, else this one, else an H100.
 
     Raises:
-        CommandError: ``arch`` is no architecture.
+        UsageError: ``arch`` is no architecture.
     """
-    if arch is None and device.type == "cuda":
-        return gpus.of(device)
-    try:
-        return gpus.for_arch(arch or "h100")
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    return gpus.of(device) if arch is None and device.type == "cuda" else options.gpu_for(arch or "h100")
 
 
 def place_name(device: torch.device) -> str:
@@ -80,8 +91,7 @@ def place_name(device: torch.device) -> str:
 @torch.inference_mode()
 def measure(name: str, batch: int, size: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float, float, float]:
     """Milliseconds of the whole network, fused on our kernels and as published on torch's, and the spread of each."""
-    torch.manual_seed(SEED)
-    model = randomize_(create_model(name), SEED).eval().to(device)
+    model = networks.load(name).eval().to(device)
     x = torch.randn(batch, 3, size, size, device=device, dtype=dtype)
     forms = {
         "fused": deepcopy(model).reparameterize().to(dtype).prepare(x.shape),
