@@ -159,6 +159,8 @@ class TritonAlgorithm(Versioned):
 
     config_type: type[Any]
     problems: tuple[type[Any], ...] = (ConvProblem,)
+    weight_parameter = "weight"
+    """The kernel's parameter that holds the weight, packed or not."""
 
     def supports(self, problem: Any, gpu: Gpu) -> str | None:
         """What every Triton algorithm refuses."""
@@ -218,8 +220,18 @@ class TritonAlgorithm(Versioned):
                 launch.args["PDL"] = early
             return launch
 
-        tensors = (x, *_each(bank), *_each(bias), residual, out)
-        launch_again(f"{self.name}, early" if early else self.name, problem, config, tensors, first, x.device)
+        tensors = self.tensors(x, bank, bias, residual, out)
+        launch_again((self.name, problem, config), early, tensors, first, x.device)
+
+    def tensors(
+        self, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None, out: Tensor
+    ) -> dict[str, Tensor | None]:
+        """What a launch reads and writes, by the names of the kernel's parameters: ``w1``, ``b1``, ... of several layers."""
+        given: dict[str, Tensor | None] = {"x": x, "residual": residual, "out": out}
+        if not isinstance(bank, tuple):
+            return given | {self.weight_parameter: bank, "bias": bias}
+        biases = bias or (None,) * len(bank)
+        return given | {f"w{i}": w for i, w in enumerate(bank, 1)} | {f"b{i}": b for i, b in enumerate(biases, 1)}
 
 
 def _dependent_launches(device: torch.device) -> bool:
@@ -232,10 +244,6 @@ def _without_gaps(bias: Weights | None) -> Weights | None:
     if isinstance(bias, tuple):
         return tuple(b.contiguous() for b in bias)
     return None if bias is None else bias.contiguous()
-
-
-def _each(weights: Weights | None) -> tuple[Tensor | None, ...]:
-    return weights if isinstance(weights, tuple) else (weights,)
 
 
 def refused(algorithm: Any, problem: Problem, gpu: Gpu) -> str | None:

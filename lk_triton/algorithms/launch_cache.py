@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .base import KernelLaunch
 
-Tensors = tuple[Tensor | None, ...]
+Tensors = Mapping[str, Tensor | None]
+"""All that a kernel reads and writes, by the name of its parameter."""
 
 LIMIT = 4096
 """Launches remembered; beyond, all are forgotten."""
@@ -23,58 +23,70 @@ _known: dict[tuple[Any, ...], Relaunch] = {}
 class Relaunch:
     """A compiled kernel with its arguments, to be launched on other tensors of the same strides and alignment.
 
-    Which argument is which tensor is told by the address, so the same ones must coincide the next time.
+    It keeps no tensor alive.
     """
 
     def __init__(self, launch: KernelLaunch, compiled: Any, tensors: Tensors) -> None:
         self.compiled = compiled
         self.grid = (*launch.grid, 1, 1)[:3]  # a compiled kernel wants all three
         self.args = [launch.args[name] for name in launch.kernel.arg_names]
-        self.plain: list[tuple[int, int]] = []
-        self.described: list[tuple[int, int]] = []
-        places = {t.data_ptr(): i for i, t in enumerate(tensors) if t is not None}
-        for position, argument in enumerate(self.args):
-            if isinstance(argument, Tensor):
-                self.plain.append((position, places[argument.data_ptr()]))
-                self.args[position] = None  # nothing is kept alive
-            elif isinstance(base := getattr(argument, "base", None), Tensor):
-                self.described.append((position, places[base.data_ptr()]))
-                self.args[position] = copy(argument)
-                self.args[position].base = None
+        self.plain: list[tuple[int, str]] = []
+        self.described: list[tuple[int, str, type[Any], dict[str, Any]]] = []
+        for position, name in enumerate(launch.kernel.arg_names):
+            argument = self.args[position]
+            tensor = getattr(argument, "base", argument)
+            if not isinstance(tensor, Tensor):
+                continue
+            given = tensors[name]
+            assert given is not None
+            assert given.data_ptr() == tensor.data_ptr(), f"{name} is launched on a copy, which is not made again"
+            self.args[position] = None
+            if tensor is argument:
+                self.plain.append((position, name))
+            else:
+                self.described.append((position, name, type(argument), {**vars(argument), "base": None}))
 
-    def run(self, tensors: Tensors) -> None:
-        """Launch on the current device and stream."""
+    def run(self, tensors: Tensors, index: int | None) -> None:
+        """Launch on the current device, whose number ``index`` is, and its current stream: as Triton's JIT does at its end."""
+        from triton import knobs
+        from triton.runtime import driver
+
         args = self.args.copy()
-        for position, i in self.plain:
-            args[position] = tensors[i]
-        for position, i in self.described:
-            args[position] = descriptor = copy(args[position])
-            descriptor.base = tensors[i]
-        self.compiled[self.grid](*args)
+        for position, name in self.plain:
+            args[position] = tensors[name]
+        for position, name, kind, facts in self.described:
+            args[position] = descriptor = object.__new__(kind)  # whose constructor checks what was checked
+            descriptor.__dict__.update(facts, base=tensors[name])
+        compiled, stream = self.compiled, driver.active.get_current_stream(index)
+        enter, leave = _asked(knobs.runtime.launch_enter_hook), _asked(knobs.runtime.launch_exit_hook)
+        metadata = None if enter is None else compiled.launch_metadata(self.grid, stream, *args)
+        compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *args)
+
+
+def _asked(hook: Any) -> Any:
+    """A hook of Triton's, or None where nobody has set it: an empty chain of hooks would be called too."""
+    return hook if getattr(hook, "calls", hook) else None
 
 
 def signature(tensors: Tensors) -> tuple[Any, ...]:
-    """What a launch depends on besides the problem: strides, whether addresses are aligned, and which are the same."""
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    return tuple(
-        None if t is None else (t.stride(), address % 16, addresses.index(address))
-        for t, address in zip(tensors, addresses, strict=True)
-    )
+    """What a launch depends on besides the problem: strides, and whether addresses are aligned."""
+    return tuple([None if t is None else (t.stride(), t.data_ptr() % 16) for t in tensors.values()])
 
 
 def launch_again(
-    owner: str, problem: Any, config: Any, tensors: Tensors, first: Callable[[], KernelLaunch], device: torch.device
+    form: tuple[Any, ...], early: bool, tensors: Tensors, first: Callable[[], KernelLaunch], device: torch.device
 ) -> None:
     """Launch what ``first`` describes; the next time, its compiled kernel, on the ``tensors`` of that time.
 
     Args:
-        owner, problem, config: decide the launch together with the tensors' strides and alignment.
-        tensors: all that the kernel reads and writes.
+        form: what decides the launch together with the tensors' strides and alignment: algorithm, problem, config.
+        early: whether it may start before the kernel in front of it has ended.
+        tensors: in the same order each time.
         first: builds the launch from the same tensors.
         device: where they lie.
     """
     index = device.index
-    key = (owner, problem, config, index, signature(tensors))
+    key = (form, early, index, signature(tensors))
     known = _known.get(key)
     if known is None:
         launch = first()
@@ -84,7 +96,7 @@ def launch_again(
                 _known.clear()
             _known[key] = Relaunch(launch, compiled, tensors)
     elif index == torch.cuda.current_device():
-        known.run(tensors)
+        known.run(tensors, index)
     else:
         with torch.cuda.device(device):
-            known.run(tensors)
+            known.run(tensors, index)

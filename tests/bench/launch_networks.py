@@ -140,7 +140,7 @@ def _stale() -> None:
     """The output goes to another tensor of the call."""
 
     def change(again: relaunch.Relaunch, names: list[str]) -> None:
-        again.plain = [(i, 0 if names[i] == "out" else number) for i, number in again.plain]
+        again.plain = [(i, "x" if names[i] == "out" else name) for i, name in again.plain]
 
     _relaunch(change)
 

@@ -72,6 +72,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     name = "toeplitz"
     versions: ClassVar = {"toeplitz": 1}  # raised when the kernel, its launch or its packing changes
     config_type = ToeplitzConfig
+    weight_parameter = "bank"
 
     def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
         """None, or why not."""

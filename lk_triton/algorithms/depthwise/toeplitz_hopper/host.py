@@ -74,6 +74,7 @@ class ResidentAlgorithm(TritonAlgorithm):
     versions: ClassVar = {"resident": 2}  # raised when the kernel, its launch or its packing changes
     hand_synchronized = True
     config_type = ResidentConfig
+    weight_parameter = "bank"
 
     def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
         """None, or why not."""
