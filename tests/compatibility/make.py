@@ -137,6 +137,8 @@ def table() -> dict[str, Any]:
                     measured = entry_of(replace(problem, n=number), name, slowest)
                     entries += [measured, by_hash(replace(problem, n=number - 1), measured)]
                     break
+    expected = {form for name, a in registry.ALGORITHMS.items() if name not in ("torch", "onednn") for form in a.versions}
+    assert {e["form"] for e in entries if "form" in e} == expected
     product = replace(problems[2], n=16)
     configs = registry.get("pointwise").configs(product, gpu)
     special = entry_of(product, "pointwise", next(c for c in configs if c.tma and c.num_warps == 4))
