@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Self
 
@@ -88,3 +88,10 @@ def check_activation(activation: str | None) -> None:
     """Raise ValueError where there is no such activation."""
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+def with_parameters(module: Any, weight: Tensor, bias: Tensor, old: Tensor) -> Any:
+    """Set weight and bias of ``module``, trainable where ``old`` was."""
+    module.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    module.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+    return module
