@@ -20,7 +20,7 @@ from .ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Proble
 from .ops.tracing import problems_of
 from .ops.validation import check_dense, check_depthwise, check_ffn, check_stem
 from .planning import agenda, tuner
-from .planning.plan import Plan, at_least_one_image, not_chosen, plan
+from .planning.plan import Plan, at_least_one_image, plan, why_not_auto
 
 
 def depthwise_conv2d(
@@ -358,7 +358,7 @@ def explain_problem(
     posed = at_least_one_image(problem)
     verdicts: dict[str, str | float] = {}
     for name, candidate in registry.meant_for(problem).items():
-        reason = not_chosen(posed, gpu, name)
+        reason = why_not_auto(posed, gpu, name)
         if needs_grad and name != "torch":
             reason = reason or "no gradients yet, and a tensor requires one"
         if reason is not None:

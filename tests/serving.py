@@ -1,6 +1,6 @@
 """Which algorithms can serve a problem, and where: in Triton's interpreter, on a CPU as for a user, or on a GPU.
 
-Tests loop over what this finds in the registry. No test says by name which algorithm runs where: ``supports`` does.
+Tests loop over what this finds in the registry. No test says by name which algorithm runs where: ``why_not`` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem
 from lk_triton.planning.accuracy import Inputs
-from lk_triton.planning.plan import refusal
+from lk_triton.planning.plan import why_not
 
 MODES = {"interpreted": "1", "cpu": "0", "gpu": "0"}
 """Value of TRITON_INTERPRET. ``interpreted``: the kernels, on CPU tensors. ``cpu``: what serves a user's CPU."""
@@ -35,7 +35,7 @@ def serving(problem: Problem, mode: str = "interpreted") -> list[str]:
     """The algorithms that serve ``problem`` in ``mode``, in the registry's order; on a GPU: on an H100."""
     with running(mode):
         gpu = gpus.for_arch("h100") if mode == "gpu" else gpus.of(torch.device("cpu"))
-        return [name for name in registry.meant_for(problem) if refusal(problem, gpu, name) is None]
+        return [name for name in registry.meant_for(problem) if why_not(problem, gpu, name) is None]
 
 
 def call(problem: Problem, given: Inputs, algorithm: str = "auto") -> torch.Tensor:

@@ -126,7 +126,7 @@ def test_a_plan_that_reads_another_format_packs_for_itself(packed: str, monkeypa
     formats = set()
     for name, algorithm in registry.ALGORITHMS.items():
         problem = replace(posed(module, SHAPE), layout="channels_last", epilogue=Epilogue(True, "relu", True))
-        if algorithm.supports(problem, gpus.of(x.device)) is None:
+        if algorithm.why_not(problem, gpus.of(x.device)) is None:
             formats.add(algorithm.bank_format(plan(problem, gpus.of(x.device), name).config))
             with lk_triton.use(name):
                 torch.testing.assert_close(module(x, residual), expected, rtol=1e-4, atol=1e-4)

@@ -22,7 +22,7 @@ from lk_triton.algorithms.pair import PairAlgorithm
 from lk_triton.functional import explain_problem
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.planning import cache, tuner
-from lk_triton.planning.plan import plan, preferred, refusal
+from lk_triton.planning.plan import plan, preferred, why_not
 
 H100, A100 = gpus.for_arch("sm_90"), gpus.for_arch("sm_80")
 LARGE = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15))
@@ -71,7 +71,7 @@ def test_cost_model_takes_the_cheapest_config() -> None:
         chosen = plan(problem, H100)
         mine = registry.get(chosen.algorithm).estimate(problem, chosen.config, H100).seconds
         for algorithm in registry.ALGORITHMS.values():
-            if algorithm.name != "torch" and algorithm.supports(problem, H100) is None:
+            if algorithm.name != "torch" and algorithm.why_not(problem, H100) is None:
                 assert all(mine <= algorithm.estimate(problem, c, H100).seconds for c in algorithm.configs(problem, H100))
 
 
@@ -89,14 +89,14 @@ def test_a_bank_restricts_the_plan_to_its_format() -> None:
 def test_forced_refusals_and_unknown_names() -> None:
     with pytest.raises(ValueError, match=r"algorithm='toeplitz' cannot serve.*stride.*pass algorithm='auto'"):
         plan(STRIDED, H100, "toeplitz")
-    for call in (lambda: plan(LARGE, H100, "fft"), lambda: refusal(LARGE, H100, "fft"), lambda: registry.get("fft")):
+    for call in (lambda: plan(LARGE, H100, "fft"), lambda: why_not(LARGE, H100, "fft"), lambda: registry.get("fft")):
         with pytest.raises(ValueError, match="unknown algorithm 'fft': expected 'auto' or one of 'toeplitz', "):
             call()
 
 
 def test_old_gpus_and_other_devices() -> None:
     old = gpus.for_arch("sm_75")
-    assert "sm_75 has no usable tensor cores: sm_80 or newer" in str(refusal(LARGE, old, "toeplitz"))
+    assert "sm_75 has no usable tensor cores: sm_80 or newer" in str(why_not(LARGE, old, "toeplitz"))
     assert plan(LARGE, old).algorithm == "direct"
     for name in ("mps", "xpu", "meta"):
         assert plan(LARGE, gpus.of(torch.device(name))).algorithm == "torch"

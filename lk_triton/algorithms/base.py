@@ -73,7 +73,7 @@ class Algorithm(Protocol):
         """Adjacent output channels that one program computes: what is wrong in one of them may be right in the next tile."""
         ...
 
-    def supports(self, problem: Any, gpu: Gpu) -> str | None:
+    def why_not(self, problem: Any, gpu: Gpu) -> str | None:
         """None where the algorithm can serve, else the reason why not (also the text of the user's error)."""
         ...
 
@@ -162,10 +162,9 @@ class TritonAlgorithm(Versioned):
     weight_parameter = "weight"
     """The kernel's parameter that holds the weight, packed or not."""
 
-    def supports(self, problem: Any, gpu: Gpu) -> str | None:
+    def why_not(self, problem: Any, gpu: Gpu) -> str | None:
         """What every Triton algorithm refuses."""
-        reason = refused(self, problem, gpu)
-        if reason is not None:
+        if (reason := why_no_kernel(self, problem, gpu)) is not None:
             return reason
         if max((problem.h + 2 * problem.kh) * problem.w, problem.oh * problem.ow) >= 2**31:
             return f"a {problem.h}x{problem.w} plane with the filter's rows around it has 2^31 elements or more"
@@ -246,7 +245,7 @@ def _without_gaps(bias: Weights | None) -> Weights | None:
     return None if bias is None else bias.contiguous()
 
 
-def refused(algorithm: Any, problem: Problem, gpu: Gpu) -> str | None:
+def why_no_kernel(algorithm: Any, problem: Problem, gpu: Gpu) -> str | None:
     """Why no Triton kernel of ``algorithm`` can serve whatever the sizes are, or None."""
     if not isinstance(problem, algorithm.problems):
         kinds = {

@@ -46,7 +46,7 @@ class OnednnAlgorithm(Versioned):
     config_type: type[Any] = OnednnConfig
     problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem)
 
-    def supports(self, problem: Convolution, gpu: Gpu) -> str | None:
+    def why_not(self, problem: Convolution, gpu: Gpu) -> str | None:
         """None, or why not."""
         if gpu.backend != "cpu":
             return f"it runs on CPUs, got {gpu.name}"

@@ -42,7 +42,7 @@ class PairAlgorithm(Versioned):
         in every replay of a graph."""
         return self._plan(layer, gpu, packing=gpu.backend == "cpu")
 
-    def supports(self, problem: Chain, gpu: Gpu) -> str | None:
+    def why_not(self, problem: Chain, gpu: Gpu) -> str | None:
         """Serves every problem of its kind."""
         return None if isinstance(problem, self.problems) else f"{self.name} is for {self.meant_for}"
 

@@ -28,7 +28,7 @@ class TorchAlgorithm(Versioned):
     config_type: type[Any] = TorchConfig
     problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem, FfnProblem, StemProblem)
 
-    def supports(self, problem: Problem, gpu: Gpu) -> str | None:
+    def why_not(self, problem: Problem, gpu: Gpu) -> str | None:
         """Serves every problem."""
         return None
 

@@ -19,7 +19,7 @@ from ..gpu import Gpu
 from ..ops.problem import ACTIVATIONS, Chain, ConvProblem, Epilogue, Problem
 from ..planning import tuner
 from ..planning.entry import problem_to_json
-from ..planning.plan import plan, refusal
+from ..planning.plan import plan, why_not
 from ..tools import inspector
 from ..tools.inspector import Inspection
 from . import options
@@ -149,7 +149,7 @@ def _layers(arguments: argparse.Namespace, gpu: Gpu) -> Counter[Problem]:
 
 def _planned(problem: Problem, gpu: Gpu, algorithm: str | None) -> str:
     """The algorithm that ``problem`` is planned with where ``algorithm`` is preferred."""
-    if algorithm is None or refusal(problem, gpu, algorithm) is not None:
+    if algorithm is None or why_not(problem, gpu, algorithm) is not None:
         algorithm = "auto"
     return plan(problem, gpu, algorithm).algorithm
 
@@ -164,7 +164,7 @@ def _candidates(problem: Problem, gpu: Gpu, algorithm: str | None, top: int, pre
     With ``prefer``, a problem that ``algorithm`` cannot serve takes all of them, as a layer under ``lk_triton.use`` does;
     a line on stderr says so.
     """
-    reason = None if algorithm is None else refusal(problem, gpu, algorithm)
+    reason = None if algorithm is None else why_not(problem, gpu, algorithm)
     if reason is not None:
         refused = f"{algorithm} cannot serve {problem} on {gpu.name}: {reason}"
         if not prefer:
@@ -178,7 +178,7 @@ def _candidates(problem: Problem, gpu: Gpu, algorithm: str | None, top: int, pre
     else:
         found = tuner.candidates(problem, gpu, top)
     if not found:
-        reasons = {n: refusal(problem, gpu, n) for n in registry.meant_for(problem) if n != "torch"}
+        reasons = {n: why_not(problem, gpu, n) for n in registry.meant_for(problem) if n != "torch"}
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise UsageError(f"no Triton algorithm serves {problem} on {gpu.name}: {why}")
     return found

@@ -144,7 +144,7 @@ def at_least_one_image(problem: Problem) -> Problem:
 # ``state`` only makes what is remembered depend on what the cache's answers, and the algorithms' refusals, depend on.
 @lru_cache(maxsize=4096)
 def _forced(problem: Problem, gpu: Gpu, name: str, bank_format: str | None, state: object) -> Plan:
-    reason = refusal(problem, gpu, name)
+    reason = why_not(problem, gpu, name)
     if reason:
         raise ValueError(f"algorithm={name!r} cannot serve {problem}: {reason}; pass algorithm='auto' to choose another")
     return replace(_choose(_reading(Choice(problem, gpu, (name,)), bank_format)), source="explicit")
@@ -155,7 +155,7 @@ def _auto(
     problem: Problem, gpu: Gpu, preference: str, without: frozenset[str], bank_format: str | None, packing: bool,
     state: object,
 ) -> Plan:  # fmt: skip
-    serving = [n for n in registry.meant_for(problem) if n not in without and refusal(problem, gpu, n) is None]
+    serving = [n for n in registry.meant_for(problem) if n not in without and why_not(problem, gpu, n) is None]
     if not packing:
         serving = [n for n in serving if Choice(problem, gpu, (n,), AS_IT_IS).candidates]
     free = tuple(n for n in serving if n != "torch") or ("torch",)
@@ -164,18 +164,18 @@ def _auto(
     return replace(chosen, source="preference") if preference in serving else chosen
 
 
-def refusal(problem: Problem, gpu: Gpu, name: str) -> str | None:
+def why_not(problem: Problem, gpu: Gpu, name: str) -> str | None:
     """Why the algorithm called ``name`` cannot serve ``problem``, or None where it can."""
     algorithm = registry.get(name)
-    reason = algorithm.supports(problem, gpu)
+    reason = algorithm.why_not(problem, gpu)
     if reason is None and not algorithm.configs(problem, gpu):
         reason = f"none of its configs fits {gpu.name}"
     return reason
 
 
-def not_chosen(problem: Problem, gpu: Gpu, name: str) -> str | None:
+def why_not_auto(problem: Problem, gpu: Gpu, name: str) -> str | None:
     """Why no automatic choice takes the algorithm called ``name``, or None where one may."""
-    return f"{WITHOUT} leaves it out" if name in excluded() else refusal(problem, gpu, name)
+    return f"{WITHOUT} leaves it out" if name in excluded() else why_not(problem, gpu, name)
 
 
 def _reading(choice: Choice, bank_format: str | None) -> Choice:

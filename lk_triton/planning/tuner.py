@@ -30,7 +30,7 @@ from ..ops.problem import Chain, Problem
 from . import cache, timing
 from .accuracy import Gate, draw
 from .entry import Entry, of_measured
-from .plan import Plan, at_least_one_image, excluded, not_chosen, plan
+from .plan import Plan, at_least_one_image, excluded, plan, why_not_auto
 from .timing import Call, Timer, Timing
 
 TWINS = 2
@@ -140,7 +140,7 @@ def candidates(problem: Problem, gpu: Gpu, top_k: int = TOP_K) -> list[Candidate
     found, left_out = [], {"torch", *excluded()}
     twins: Counter[tuple[object, ...]] = Counter()
     for name, algorithm in registry.meant_for(problem).items():
-        if name not in left_out and algorithm.supports(problem, gpu) is None:
+        if name not in left_out and algorithm.why_not(problem, gpu) is None:
             for config in algorithm.configs(problem, gpu):
                 seconds, limiter = algorithm.estimate(problem, config, gpu)
                 candidate = Candidate(name, config, seconds * 1e6, limiter)
@@ -331,7 +331,7 @@ def _conclude(problem: Problem, gpu: Gpu, trials: list[Trial], save: bool) -> Re
         fastest.setdefault(kind(trials[i].candidate), _entry(problem, trials[i]))
     if save and fastest:
         cache.record(gpu, list(fastest.values()))
-    notes = {name: why for name in registry.meant_for(problem) if (why := not_chosen(problem, gpu, name)) is not None}
+    notes = {name: why for name in registry.meant_for(problem) if (why := why_not_auto(problem, gpu, name)) is not None}
     if not timed:
         chosen = plan(problem, gpu)
         estimate = registry.get(chosen.algorithm).estimate(problem, chosen.config, gpu).seconds * 1e6

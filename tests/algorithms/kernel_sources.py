@@ -3,7 +3,7 @@ packing.
 
 Beginning at the algorithm's ``ROOTS``, every name is resolved as Python would, to its definition in a module of ``FOLLOWED``,
 wherever that lies. Docstrings, comments, the host's annotations, and where a definition lies are left out. So are the cost
-model, ``supports`` and ``configs``, ``launch_cache``, which repeats what was launched, and problems and GPUs, whose facts a
+model, ``why_not`` and ``configs``, ``launch_cache``, which repeats what was launched, and problems and GPUs, whose facts a
 launch only reads.
 """
 

@@ -31,7 +31,7 @@ from lk_triton.ops.problem import Chain, ConvProblem, Problem
 from lk_triton.ops.tracing import problems_of
 from lk_triton.planning import cache as tables
 from lk_triton.planning.entry import from_json, problem_to_json
-from lk_triton.planning.plan import plan, refusal
+from lk_triton.planning.plan import plan, why_not
 from lk_triton.tools.disassembly import SASS
 from lk_triton.tools.inspector import compile_launch, meta_launch
 
@@ -149,7 +149,7 @@ def _network_problems(batches: tuple[int, ...]) -> tuple[Problem, ...]:
 
 
 def _plans_of(problem: Problem, gpu: gpus.Gpu) -> Iterator[Plan]:
-    serving = [name for name in registry.meant_for(problem) if refusal(problem, gpu, name) is None]
+    serving = [name for name in registry.meant_for(problem) if why_not(problem, gpu, name) is None]
     plans = [plan(problem, gpu, name) for name in serving if name != "torch"]
     seconds = [registry.get(p.algorithm).estimate(problem, p.config, gpu).seconds for p in plans]
     for p, estimate in zip(plans, seconds, strict=True):

@@ -49,7 +49,7 @@ def test_random_problems_and_configs() -> None:
         problem = random_problem(rng)
         gate = Gate(problem, CPU)
         for name, algorithm in registry.meant_for(problem).items():
-            assert algorithm.supports(problem, gpus.of(CPU)) is None
+            assert algorithm.why_not(problem, gpus.of(CPU)) is None
             configs, tma = algorithm.configs(problem, H100), rng.random() < 0.5
             config = rng.choice([c for c in configs if getattr(c, "tma", tma) == tma])
             bank = algorithm.pack(gate.weight, problem, config)
@@ -100,7 +100,7 @@ def test_the_plans_are_those_that_were_fastest() -> None:
 
 def test_refusals() -> None:
     def reason(**changes: object) -> str:
-        return str(CONVFFN.supports(replace(STAGE1, **changes), H100))  # pyright: ignore[reportArgumentType]
+        return str(CONVFFN.why_not(replace(STAGE1, **changes), H100))  # pyright: ignore[reportArgumentType]
 
     assert "512 channels are not one of 64, 128, 256" in reason(c=512)
     assert "float32" in reason(dtype="float32")
@@ -109,10 +109,10 @@ def test_refusals() -> None:
     assert "only a channel-major output" in reason(out_layout="nchw", h=7, w=7)
     assert "need a bias" in reason(epilogue=Epilogue(False, "gelu"))
     assert "split the batch" in reason(n=2**20)
-    assert "sm_80 or newer" in str(CONVFFN.supports(STAGE1, gpus.for_arch("sm_70")))
-    assert "not for dense" in str(registry.get("convffn").supports(STAGE1.layers[0], H100))
-    assert "ConvFFNs" in str(PAIR.supports(STAGE1.layers[0], H100))
-    assert "ConvFFNs" in str(registry.get("direct").supports(STAGE1, H100))
+    assert "sm_80 or newer" in str(CONVFFN.why_not(STAGE1, gpus.for_arch("sm_70")))
+    assert "not for dense" in str(registry.get("convffn").why_not(STAGE1.layers[0], H100))
+    assert "ConvFFNs" in str(PAIR.why_not(STAGE1.layers[0], H100))
+    assert "ConvFFNs" in str(registry.get("direct").why_not(STAGE1, H100))
 
 
 def drawn(arch: str, count: int) -> list[tuple]:
@@ -128,7 +128,7 @@ def drawn(arch: str, count: int) -> list[tuple]:
         epilogue = (True, rng.choice(["gelu", "relu", "silu"]), rng.random() < 0.7)
         problem = FfnProblem(**fields, epilogue=Epilogue(*epilogue))
         configs = CONVFFN.configs(problem, target)
-        if configs and CONVFFN.supports(problem, target) is None:
+        if configs and CONVFFN.why_not(problem, target) is None:
             found.append((arch, "convffn", fields, epilogue, rng.randrange(len(configs))))
     return found
 

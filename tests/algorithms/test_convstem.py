@@ -51,7 +51,7 @@ def test_random_problems_and_configs() -> None:
         problem = random_problem(rng)
         gate = Gate(problem, CPU)
         for name, algorithm in registry.meant_for(problem).items():
-            assert algorithm.supports(problem, gpus.of(CPU)) is None
+            assert algorithm.why_not(problem, gpus.of(CPU)) is None
             config = rng.choice(algorithm.configs(problem, H100))
             bank = algorithm.pack(gate.weight, problem, config)
 
@@ -115,17 +115,17 @@ def test_plans() -> None:
 
 def test_refusals() -> None:
     def reason(**changes: object) -> str:
-        return str(CONVSTEM.supports(replace(OF_31B, **changes), H100))  # pyright: ignore[reportArgumentType]
+        return str(CONVSTEM.why_not(replace(OF_31B, **changes), H100))  # pyright: ignore[reportArgumentType]
 
     assert "512 channels are more than 256" in reason(channels=512)
     assert "images of 8 channels" in reason(c=8)
     assert "float32" in reason(dtype="float32")
     assert "need a bias" in reason(epilogue=Epilogue(False, "relu"))
     assert "split the batch" in reason(n=2**20)
-    assert "sm_80 or newer" in str(CONVSTEM.supports(OF_31B, gpus.for_arch("sm_70")))
-    assert "not for dense" in str(CONVSTEM.supports(OF_31B.layers[0], H100))  # pyright: ignore[reportArgumentType]
-    assert "triple is for stems" in str(TRIPLE.supports(OF_31B.layers[0], H100))
-    assert "not for stems" in str(registry.get("direct").supports(OF_31B, H100))
+    assert "sm_80 or newer" in str(CONVSTEM.why_not(OF_31B, gpus.for_arch("sm_70")))
+    assert "not for dense" in str(CONVSTEM.why_not(OF_31B.layers[0], H100))  # pyright: ignore[reportArgumentType]
+    assert "triple is for stems" in str(TRIPLE.why_not(OF_31B.layers[0], H100))
+    assert "not for stems" in str(registry.get("direct").why_not(OF_31B, H100))
 
 
 def drawn(arch: str, count: int) -> list[tuple]:

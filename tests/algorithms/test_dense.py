@@ -53,7 +53,7 @@ def test_random_problems_and_configs(pointwise: bool) -> None:
         problem = random_problem(rng, pointwise)
         gate = Gate(problem, CPU)
         for name, algorithm in registry.meant_for(problem).items():
-            if algorithm.supports(problem, gpus.of(CPU)) is not None:
+            if algorithm.why_not(problem, gpus.of(CPU)) is not None:
                 continue
             configs = algorithm.configs(problem, H100)
             config = rng.choice([c for c in configs if getattr(c, "tma", False)] or configs)
@@ -139,14 +139,14 @@ def test_pixels_of_two_bytes_wait_for_every_step() -> None:
 def test_refusals() -> None:
     three = DenseProblem(1, 64, 8, 8, 8, 3, 3, padding=(1, 1))
     one = DenseProblem(1, 64, 8, 8, 8)
-    assert "no 1x1 convolution" in str(POINTWISE.supports(three, H100))
-    assert "576 taps" in str(STEM.supports(three, H100))
-    assert "pointwise" in str(STEM.supports(one, H100))
-    assert "sm_80 or newer" in str(POINTWISE.supports(one, gpus.for_arch("sm_70")))
-    assert "not for dense" in str(registry.get("direct").supports(one, H100))
-    assert "split the batch" in str(POINTWISE.supports(replace(one, n=2**20, h=64, w=64), H100))
-    assert "tf32x3" in str(registry.get("cublas").supports(replace(one, dtype="float32", precision="tf32x3"), H100))
-    assert "tf32" in str(POINTWISE.supports(replace(one, dtype="float32", precision="tf32"), gpus.TABLE["mi300x"]))
+    assert "no 1x1 convolution" in str(POINTWISE.why_not(three, H100))
+    assert "576 taps" in str(STEM.why_not(three, H100))
+    assert "pointwise" in str(STEM.why_not(one, H100))
+    assert "sm_80 or newer" in str(POINTWISE.why_not(one, gpus.for_arch("sm_70")))
+    assert "not for dense" in str(registry.get("direct").why_not(one, H100))
+    assert "split the batch" in str(POINTWISE.why_not(replace(one, n=2**20, h=64, w=64), H100))
+    assert "tf32x3" in str(registry.get("cublas").why_not(replace(one, dtype="float32", precision="tf32x3"), H100))
+    assert "tf32" in str(POINTWISE.why_not(replace(one, dtype="float32", precision="tf32"), gpus.TABLE["mi300x"]))
 
 
 def test_gelu_of_half_types_is_the_exact_one() -> None:
@@ -243,7 +243,7 @@ def test_a_residual_in_another_memory_order(pointwise: bool, out_layout: str) ->
     assert gate.residual is not None
     residuals = [layout.conform(gate.residual, order) for order in ("nchw", "channel_major")]
     residuals.append(torch.cat([gate.residual] * 2, 1)[:, 16:])  # a slice of channels
-    serving = [algorithm for algorithm in registry.ALGORITHMS.values() if algorithm.supports(problem, H100) is None]
+    serving = [algorithm for algorithm in registry.ALGORITHMS.values() if algorithm.why_not(problem, H100) is None]
     assert len(serving) >= 2
     for algorithm in serving:
         for config in algorithm.configs(problem, H100)[:2]:
@@ -278,12 +278,12 @@ def test_cublas_serves_float32_in_the_precision_of_torchs_products(products: Cal
     for flag, other in (("ieee", "tf32"), ("tf32", "ieee")):
         products(flag)
         for precision in (None, "ieee", "tf32"):
-            reason = registry.get("cublas").supports(replace(one, precision=precision), H100)
+            reason = registry.get("cublas").why_not(replace(one, precision=precision), H100)
             if (precision or "ieee") == flag:
                 assert reason is None
             else:
                 assert f"fp32_precision = {other!r}" in str(reason)
-        assert registry.get("cublas").supports(replace(one, dtype="float16"), H100) is None
+        assert registry.get("cublas").why_not(replace(one, dtype="float16"), H100) is None
 
 
 def test_plans_follow_the_precision_of_torchs_products(products: Callable[[str], None]) -> None:

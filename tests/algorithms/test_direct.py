@@ -89,7 +89,7 @@ def test_a_sample_of_problems_and_configs_is_right(seed: int):
     rng = random.Random(seed)
     for _ in range(8):
         p = draw(rng)
-        assert DIRECT.supports(p, H100) is None
+        assert DIRECT.why_not(p, H100) is None
         config = rng.choice(DIRECT.configs(p, H100))
         print(p, p.padding, config)
         run(p, config)
@@ -188,13 +188,13 @@ def test_rows_of_a_lane():
 
 
 def test_refusals():
-    assert "at most 108 fit in registers" in str(DIRECT.supports(problem(1, 1, 8, 200, 103), H100))
-    assert DIRECT.supports(problem(1, 1, 8, 200, 101), H100) is None
+    assert "at most 108 fit in registers" in str(DIRECT.why_not(problem(1, 1, 8, 200, 103), H100))
+    assert DIRECT.why_not(problem(1, 1, 8, 200, 101), H100) is None
     spread = replace(problem(1, 1, 8, 200, 17), dilation=(1, 8))
-    assert "dilation 8 use 136 input columns" in str(DIRECT.supports(spread, H100))
-    assert DIRECT.supports(replace(spread, kw=13), H100) is None
-    assert "IEEE" in str(DIRECT.supports(replace(problem(1, 1, 8, 8, 3, "float32"), precision="tf32"), H100))
-    assert "float64" in str(DIRECT.supports(problem(1, 1, 8, 8, 3, "float64"), H100))
+    assert "dilation 8 use 136 input columns" in str(DIRECT.why_not(spread, H100))
+    assert DIRECT.why_not(replace(spread, kw=13), H100) is None
+    assert "IEEE" in str(DIRECT.why_not(replace(problem(1, 1, 8, 8, 3, "float32"), precision="tf32"), H100))
+    assert "float64" in str(DIRECT.why_not(problem(1, 1, 8, 8, 3, "float64"), H100))
 
 
 def test_issued_macs_count_every_lane():
@@ -253,7 +253,7 @@ def test_channels_last_positions_are_counted_in_32_bits():
     """(64, 2, 8192, 8192): 2^31 positions of two columns each, 2^29 of eight."""
     p = ConvProblem(64, 2, 8192, 8192, 3, 3, padding=(1, 1), layout="channels_last")
     h100 = gpus.TABLE["h100"]
-    assert registry.get("direct").supports(p, h100) is None
+    assert registry.get("direct").why_not(p, h100) is None
     offered = {(c.rows, c.columns) for c in registry.get("direct").configs(p, h100) if c.channels}
     assert (1, 8) in offered
     assert (2, 2) in offered

@@ -21,7 +21,7 @@ from lk_triton.algorithms import registry
 from lk_triton.ops import layout
 from lk_triton.ops.problem import ACTIVATIONS, Chain, ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from lk_triton.planning.accuracy import Inputs, draw, eager, judge
-from lk_triton.planning.plan import refusal
+from lk_triton.planning.plan import why_not
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +66,7 @@ class Case:
             order = layout.layout_of(x)
             orders = {"layout": order} if isinstance(problem, ConvProblem) else {"layout": order, "out_layout": order}
             problem = replace(problem, **orders)
-        return refusal(problem, gpus.of(self.device), self.algorithm) is None
+        return why_not(problem, gpus.of(self.device), self.algorithm) is None
 
     def draw(self, problem: Problem) -> Inputs:
         """Its tensors, the same for the same problem."""

@@ -73,7 +73,7 @@ def check(problem: Problem, name: str, rng: random.Random) -> None:
     device = torch.device("cuda")
     here = gpus.of(device)
     algorithm = registry.get(name)
-    if algorithm.supports(problem, here) is not None:
+    if algorithm.why_not(problem, here) is not None:
         return
     gate = Gate(problem, device, torch.Generator(device).manual_seed(0))
     configs = algorithm.configs(problem, here)

@@ -78,21 +78,21 @@ def test_equals_float64(posed: Convolution, dtype: str, bias: bool, activation: 
 
 def test_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     posed = replace(POINTWISE[0], dtype="float32")
-    assert ONEDNN.supports(posed, gpus.CPU) is None
-    assert "together" in str(ONEDNN.supports(replace(posed, epilogue=Epilogue(True, "relu", True)), gpus.CPU))
-    assert "float64" in str(ONEDNN.supports(replace(posed, dtype="float64"), gpus.CPU))
-    assert "h100" in str(ONEDNN.supports(posed, gpus.TABLE["h100"]))
+    assert ONEDNN.why_not(posed, gpus.CPU) is None
+    assert "together" in str(ONEDNN.why_not(replace(posed, epilogue=Epilogue(True, "relu", True)), gpus.CPU))
+    assert "float64" in str(ONEDNN.why_not(replace(posed, dtype="float64"), gpus.CPU))
+    assert "h100" in str(ONEDNN.why_not(posed, gpus.TABLE["h100"]))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     half = replace(posed, dtype="bfloat16")
-    assert "AVX512-BF16" in str(ONEDNN.supports(half, gpus.CPU))
+    assert "AVX512-BF16" in str(ONEDNN.why_not(half, gpus.CPU))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert ONEDNN.supports(half, gpus.CPU) is None
+    assert ONEDNN.why_not(half, gpus.CPU) is None
     depthwise = ConvProblem(1, 16, 40, 40, 31, 31, ONE, (15, 15), dtype="bfloat16")
-    assert "hangs" in str(ONEDNN.supports(depthwise, gpus.CPU))
-    assert ONEDNN.supports(replace(depthwise, c=17), gpus.CPU) is None
-    assert ONEDNN.supports(replace(depthwise, dtype="float32"), gpus.CPU) is None
+    assert "hangs" in str(ONEDNN.why_not(depthwise, gpus.CPU))
+    assert ONEDNN.why_not(replace(depthwise, c=17), gpus.CPU) is None
+    assert ONEDNN.why_not(replace(depthwise, dtype="float32"), gpus.CPU) is None
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert "not part of this torch" in str(ONEDNN.supports(posed, gpus.CPU))
+    assert "not part of this torch" in str(ONEDNN.why_not(posed, gpus.CPU))
 
 
 @pytest.mark.parametrize("channels", [16, 17])

@@ -163,7 +163,7 @@ def test_counted_work():
 @pytest.mark.parametrize(("c", "size", "kernel", "config"), [MEASURED[i] for i in (0, 4, 6)])
 def test_the_plan_is_what_was_measured_best(monkeypatch, c, size, kernel, config):
     """But for the vectors of stores and, where single elements are copied, for buffers: the estimate does not see these."""
-    monkeypatch.setattr(ResidentAlgorithm, "supports", lambda self, problem, device: None)
+    monkeypatch.setattr(ResidentAlgorithm, "why_not", lambda self, problem, device: None)
     p = problem(64, c, size, size, kernel, kernel, layout="channel_major")
     chosen = plan(p, H100)
     assert chosen.algorithm == "resident"
@@ -249,22 +249,22 @@ def test_bank_is_that_of_toeplitz():
 )
 def test_refusals(changed, arch, reason):
     p = replace(problem(64, 8, 28, 28, 13, 13), **changed)
-    assert reason in str(RESIDENT.supports(p, gpus.for_arch(arch)))
+    assert reason in str(RESIDENT.why_not(p, gpus.for_arch(arch)))
 
 
 def test_refusals_of_the_environment(monkeypatch):
     p = problem(64, 8, 28, 28, 13, 13)
-    assert "cannot be interpreted" in str(RESIDENT.supports(p, H100))
+    assert "cannot be interpreted" in str(RESIDENT.why_not(p, H100))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     import triton
 
     for version, served in (("3.5.1", False), ("3.6.0", True), ("3.7.1+git", True), ("3.8.0", True), ("3.9.0", False)):
-        resident.missing_gluon.cache_clear()
+        resident.why_no_gluon.cache_clear()
         monkeypatch.setattr(triton, "__version__", version)
-        reason = RESIDENT.supports(p, H100)
+        reason = RESIDENT.why_not(p, H100)
         assert (reason is None) == served
         assert served or f"needs Triton 3.6, 3.7 or 3.8, this is {version}" in str(reason)
-    resident.missing_gluon.cache_clear()
+    resident.why_no_gluon.cache_clear()
 
 
 @pytest.fixture(params=["installed", "oldest"])
@@ -348,7 +348,7 @@ def test_plan_with_a_triton_that_can(monkeypatch):
     """Batch 64 of the first stage: the cost model prefers it where it serves."""
     p = problem(64, 128, 56, 56, 31, 31)
     assert plan(p, H100).algorithm == "toeplitz"
-    monkeypatch.setattr(ResidentAlgorithm, "supports", lambda self, problem, device: None)
+    monkeypatch.setattr(ResidentAlgorithm, "why_not", lambda self, problem, device: None)
     chosen = plan(replace(p, c=132), H100)
     assert chosen.algorithm == "resident"
     assert (chosen.config.rows, chosen.config.columns, chosen.config.groups) == (8, 32, 2)

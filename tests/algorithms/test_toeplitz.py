@@ -209,14 +209,14 @@ def test_configs_fit_the_device(dtype, arch):
 
 def test_refusals():
     p = problem(1, 8, 16, 16, 7, 7)
-    assert "sm_75" in str(TOEPLITZ.supports(p, gpus.for_arch("sm_75")))
-    assert TOEPLITZ.supports(p, gpus.for_arch("sm_80")) is None
-    assert "CUDA or ROCm" in str(TOEPLITZ.supports(p, gpus.CPU))
+    assert "sm_75" in str(TOEPLITZ.why_not(p, gpus.for_arch("sm_75")))
+    assert TOEPLITZ.why_not(p, gpus.for_arch("sm_80")) is None
+    assert "CUDA or ROCm" in str(TOEPLITZ.why_not(p, gpus.CPU))
     strided = problem(1, 8, 16, 16, 3, 3, stride=(2, 2))
-    assert "stride" in str(TOEPLITZ.supports(strided, gpus.TABLE["h100"]))
-    assert registry.get("direct").supports(strided, gpus.TABLE["h100"]) is None
+    assert "stride" in str(TOEPLITZ.why_not(strided, gpus.TABLE["h100"]))
+    assert registry.get("direct").why_not(strided, gpus.TABLE["h100"]) is None
     double = problem(1, 8, 16, 16, 7, 7, "float64")
-    assert "float64" in str(TOEPLITZ.supports(double, gpus.TABLE["h100"]))
+    assert "float64" in str(TOEPLITZ.why_not(double, gpus.TABLE["h100"]))
 
 
 def test_b200_is_not_slower_than_h100():

@@ -16,7 +16,7 @@ from lk_triton.models import create_model
 from lk_triton.ops.problem import Chain, Problem
 from lk_triton.ops.tracing import problems_of
 from lk_triton.planning.entry import problem_to_json
-from lk_triton.planning.plan import refusal
+from lk_triton.planning.plan import why_not
 
 FOLDERS = "LK_TRITON_TEST_TRITON"
 """Folders with other versions of Triton, joined by the path separator."""
@@ -82,7 +82,7 @@ def kernels() -> list[tuple[str, Problem]]:
     model = create_model("replknet_31b", device="meta", dtype=torch.float16).eval().convert("fused")
     posed = set(problems_of(model, (64, 3, 224, 224)))
     posed |= {layer for problem in posed if isinstance(problem, Chain) for layer in problem.layers}
-    serving = {p: [n for n in registry.meant_for(p) if inspectable(n) and refusal(p, h100, n) is None] for p in posed}
+    serving = {p: [n for n in registry.meant_for(p) if inspectable(n) and why_not(p, h100, n) is None] for p in posed}
     parts = {name: sorted((p for p, names in serving.items() if name in names), key=repr) for name in registry.ALGORITHMS}
     return [(name, problem) for name, problems in parts.items() for problem in problems[:3]]
 

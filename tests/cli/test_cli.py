@@ -17,7 +17,7 @@ from sabotage import SABOTAGES, sabotaged
 from safetensors import SafetensorError, safe_open
 
 import lk_triton
-from lk_triton.algorithms.depthwise.toeplitz_hopper.host import missing_gluon
+from lk_triton.algorithms.depthwise.toeplitz_hopper.host import why_no_gluon
 from lk_triton.algorithms.registry import meant_for
 from lk_triton.cli import classes, images, main, run
 from lk_triton.models import RepLKNet, create_model, randomize_, registry, save_checkpoint
@@ -404,7 +404,7 @@ def test_info_json(capsys: pytest.CaptureFixture[str], arch: str | None) -> None
         assert set(layer["estimate_us"]) | set(layer["refusals"]) == meant
     large = next(layer for layer in half if "31x31" in layer["problem"])
     if arch in ("sm_90", "sm_80"):
-        assert large["algorithm"] == ("resident" if arch == "sm_90" and missing_gluon() is None else "toeplitz")
+        assert large["algorithm"] == ("resident" if arch == "sm_90" and why_no_gluon() is None else "toeplitz")
     elif arch == "sm_70":
         assert "toeplitz" in large["refusals"]
 

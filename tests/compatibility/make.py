@@ -40,7 +40,7 @@ from lk_triton.nn import (
 )
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from lk_triton.planning import cache, confirmed, entry
-from lk_triton.planning.plan import refusal
+from lk_triton.planning.plan import why_not
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "h100-2026-11"
 H100 = "NVIDIA H100 80GB HBM3"
@@ -129,7 +129,7 @@ def table() -> dict[str, Any]:
     for name, algorithm in registry.ALGORITHMS.items():
         for form in algorithm.versions if name != "torch" else ():
             for problem in problems:
-                configs = algorithm.configs(problem, gpu) if refusal(problem, gpu, name) is None else []
+                configs = algorithm.configs(problem, gpu) if why_not(problem, gpu, name) is None else []
                 fitting = [config for config in configs if algorithm.form(config) == form]
                 if fitting:
                     slowest = max(fitting, key=lambda c, a=algorithm, p=problem: a.estimate(p, c, gpu).seconds)

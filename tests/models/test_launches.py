@@ -131,7 +131,7 @@ def test_no_neighbour_takes_a_layer_to_a_slower_algorithm(name: str) -> None:
         lowest = {
             other: min(algorithm.estimate(problem, config, here).seconds for config in algorithm.configs(problem, here))
             for other, algorithm in algorithms.items()
-            if other != "torch" and algorithm.supports(problem, here) is None
+            if other != "torch" and algorithm.why_not(problem, here) is None
         }
         if chosen.source != "shipped table":
             assert lowest[chosen.algorithm] == min(lowest.values()), (str(problem), chosen)

@@ -149,7 +149,7 @@ def test_a_right_kernel_is_checked_once(name: str, monkeypatch: pytest.MonkeyPat
     gpu = gpus.of(torch.device("cpu"))
     watch = Watch(monkeypatch, name, real=True)
     for problem in PROBLEMS:
-        if name in registry.meant_for(problem) and plans.refusal(problem, gpu, name) is None:
+        if name in registry.meant_for(problem) and plans.why_not(problem, gpu, name) is None:
             counts = []
             for seed in range(2):
                 watch.calls = 0

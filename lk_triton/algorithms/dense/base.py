@@ -9,7 +9,7 @@ from torch import Tensor
 from ...gpu import Gpu
 from ...ops import layout
 from ...ops.problem import DenseProblem, FfnProblem, StemProblem
-from ..base import TritonAlgorithm, refused
+from ..base import TritonAlgorithm, why_no_kernel
 
 EPILOGUE_INSTRUCTIONS = {None: 6, "relu": 8, "gelu": 18, "silu": 17}
 """Of one warp for 32 outputs, store and layout change included; counted in offline compilations of ``pointwise`` for sm_90."""
@@ -20,12 +20,13 @@ class DenseAlgorithm(TritonAlgorithm):
 
     problems = (DenseProblem,)
 
-    def supports(self, problem: Any, gpu: Gpu) -> str | None:
+    def why_not(self, problem: Any, gpu: Gpu) -> str | None:
         """What every one of them refuses."""
-        reason = refused(self, problem, gpu)
-        if reason is None and max(pixels(problem), *(problem.oh * problem.ow, problem.h * problem.w)) >= 2**31 - 2**16:
-            reason = f"{problem} has 2^31 pixels or more: split the batch"
-        return reason
+        if (reason := why_no_kernel(self, problem, gpu)) is not None:
+            return reason
+        if max(pixels(problem), problem.oh * problem.ow, problem.h * problem.w) >= 2**31 - 2**16:
+            return f"{problem} has 2^31 pixels or more: split the batch"
+        return None
 
     def bank_bytes(self, problem: Any, config: Any) -> int:
         """There is no bank."""

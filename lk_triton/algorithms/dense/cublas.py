@@ -13,6 +13,7 @@ from ...gpu import Gpu
 from ...ops import layout
 from ...ops.problem import DenseProblem, Epilogue
 from ..base import LAUNCH_SECONDS, MMA_SHARE, Estimate, KernelLaunch, activation_bytes, planar, roofline
+from ..needs import needs_pointwise
 from .base import DenseAlgorithm, pixels, row_arguments, weight_bytes
 
 BLOCK = 1024
@@ -31,17 +32,16 @@ class CublasAlgorithm(DenseAlgorithm):
     versions: ClassVar = {"cublas": 1}  # raised when the kernel, its launch or its packing changes
     config_type: type[Any] = CublasConfig
 
-    def supports(self, problem: DenseProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        reason = super().supports(problem, gpu)
-        if reason is None and not problem.pointwise:
-            reason = f"a {problem.kh}x{problem.kw} kernel with stride {problem.stride} is no 1x1 convolution"
-        if reason is None and problem.precision == "tf32x3":
-            reason = "precision tf32x3 is not offered by cuBLAS, ieee and tf32 are"
-        if reason is None and problem.dtype == "float32" and rounds_products() != (problem.precision == "tf32"):
+    def why_not(self, problem: DenseProblem, gpu: Gpu) -> str | None:
+        """Products follow torch's own choice of float32 arithmetic, which has to be the one asked for."""
+        if (reason := super().why_not(problem, gpu) or needs_pointwise(problem)) is not None:
+            return reason
+        if problem.precision == "tf32x3":
+            return "precision tf32x3 is not offered by cuBLAS, ieee and tf32 are"
+        if problem.dtype == "float32" and rounds_products() != (problem.precision == "tf32"):
             wanted, other = ("tf32", "ieee") if problem.precision == "tf32" else ("ieee", "tf32")
-            reason = f"torch's products are {other}, not {wanted}: set torch.backends.cuda.matmul.fp32_precision = {wanted!r}"
-        return reason
+            return f"torch's products are {other}, not {wanted}: set torch.backends.cuda.matmul.fp32_precision = {wanted!r}"
+        return None
 
     def configs(self, problem: DenseProblem, gpu: Gpu) -> list[CublasConfig]:
         """One."""

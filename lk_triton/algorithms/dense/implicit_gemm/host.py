@@ -14,6 +14,7 @@ from ....gpu import Gpu
 from ....ops.problem import DenseProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import Dot, kind_of, precisions, rate
+from ...needs import needs_precision, needs_tensor_cores
 from ..base import DenseAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes
 
 MOST_TAPS = 256
@@ -48,18 +49,15 @@ class StemAlgorithm(DenseAlgorithm):
         """The rows of a tile."""
         return config.rows
 
-    def supports(self, problem: DenseProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        reason = super().supports(problem, gpu)
-        if reason is None and problem.pointwise:
-            reason = "1x1 convolutions are pointwise's"
-        if reason is None and taps(problem) > MOST_TAPS:
-            reason = f"{problem.c} channels of {problem.kh}x{problem.kw} are {taps(problem)} taps, more than {MOST_TAPS}"
-        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
-            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
-        if reason is None and not precisions(problem, gpu):
-            reason = f"precision {problem.precision} is not offered on {gpu.arch}, ieee is"
-        return reason
+    def why_not(self, problem: DenseProblem, gpu: Gpu) -> str | None:
+        """Few taps, on matrix units."""
+        if (reason := super().why_not(problem, gpu)) is not None:
+            return reason
+        if problem.pointwise:
+            return "1x1 convolutions are pointwise's"
+        if taps(problem) > MOST_TAPS:
+            return f"{problem.c} channels of {problem.kh}x{problem.kw} are {taps(problem)} taps, more than {MOST_TAPS}"
+        return needs_tensor_cores(gpu) or needs_precision(problem, gpu)
 
     def configs(self, problem: DenseProblem, gpu: Gpu) -> list[StemConfig]:
         """Tiles that are not much larger than the output, and that shared memory and registers hold."""

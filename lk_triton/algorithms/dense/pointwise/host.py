@@ -14,6 +14,7 @@ from ....ops import layout
 from ....ops.problem import DenseProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import precisions, rate
+from ...needs import needs_pointwise, needs_precision, needs_tensor_cores
 from ..base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned, weight_bytes
 from .cost import (
     PointwiseConfig,
@@ -63,16 +64,10 @@ class PointwiseAlgorithm(DenseAlgorithm):
         """The rows of a tile."""
         return config.rows
 
-    def supports(self, problem: DenseProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        reason = super().supports(problem, gpu)
-        if reason is None and not problem.pointwise:
-            reason = f"a {problem.kh}x{problem.kw} kernel with stride {problem.stride} is no 1x1 convolution"
-        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
-            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
-        if reason is None and not precisions(problem, gpu):
-            reason = f"precision {problem.precision} is not offered on {gpu.arch}, ieee is"
-        return reason
+    def why_not(self, problem: DenseProblem, gpu: Gpu) -> str | None:
+        """1x1 convolutions on matrix units."""
+        reason = super().why_not(problem, gpu) or needs_pointwise(problem)
+        return reason or needs_tensor_cores(gpu) or needs_precision(problem, gpu)
 
     def configs(self, problem: DenseProblem, gpu: Gpu) -> list[PointwiseConfig]:
         """Every tile that is not much larger than the matrix, as far as registers and shared memory go."""

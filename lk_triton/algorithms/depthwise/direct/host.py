@@ -49,17 +49,18 @@ class DirectAlgorithm(TritonAlgorithm):
         """One channel, or a lane's vector of them side by side, which may be as short as one."""
         return config.channels or 1
 
-    def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        reason = super().supports(problem, gpu)
-        if reason is None and len(columns(problem)) > MAX_COLUMNS:
+    def why_not(self, problem: ConvProblem, gpu: Gpu) -> str | None:
+        """What a lane's registers hold, in IEEE arithmetic."""
+        if (reason := super().why_not(problem, gpu)) is not None:
+            return reason
+        if len(columns(problem)) > MAX_COLUMNS:
             return (
                 f"{OUTPUTS_PER_LANE} outputs of a {problem.kw} wide kernel with stride {problem.stride[1]} and dilation "
                 f"{problem.dilation[1]} use {len(columns(problem))} input columns: at most {MAX_COLUMNS} fit in registers"
             )
-        if reason is None and problem.precision not in (None, "ieee"):
+        if problem.precision not in (None, "ieee"):
             return f"computes in IEEE float32, not in {problem.precision}"
-        return reason
+        return None
 
     def configs(self, problem: ConvProblem, gpu: Gpu) -> list[DirectConfig]:
         """One lane per thread, of as many output rows as share input rows and can be unrolled.

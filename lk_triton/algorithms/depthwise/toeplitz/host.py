@@ -22,6 +22,7 @@ from ...base import (
     roofline,
 )
 from ...cost.dot import Dot, precisions, rate
+from ...needs import needs_precision, needs_tensor_cores
 from .cost import (
     WINDOWS,
     ToeplitzConfig,
@@ -74,18 +75,14 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     config_type = ToeplitzConfig
     weight_parameter = "bank"
 
-    def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        if not isinstance(problem, ConvProblem):
-            return super().supports(problem, gpu)
-        if gpu.backend == "cuda" and gpu.capability < 80:
-            return f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
-        reason = not_plain(problem) or super().supports(problem, gpu)
-        if reason is None and not precisions(problem, gpu):
-            return f"precision {problem.precision} is not offered on {gpu.arch}, ieee is"
-        if reason is None and window_of(problem, 8) is None:
+    def why_not(self, problem: ConvProblem, gpu: Gpu) -> str | None:
+        """Plain convolutions whose windows are not too wide, on matrix units."""
+        reason = super().why_not(problem, gpu) or needs_tensor_cores(gpu) or why_not_plain(problem)
+        if (reason := reason or needs_precision(problem, gpu)) is not None:
+            return reason
+        if window_of(problem, 8) is None:
             return f"a {problem.kw} wide kernel needs windows of more than {sum(WINDOWS[-1])} columns"
-        return reason
+        return None
 
     def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ToeplitzConfig]:
         """Tiles of 32 to 256 outputs, every way to feed them, as far as registers and shared memory go."""
@@ -188,8 +185,8 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         return KernelLaunch(toeplitz_kernel, grid, args, config.num_warps, config.num_stages)
 
 
-def not_plain(problem: ConvProblem) -> str | None:
-    """What the Toeplitz matrix is not made for, or None: it takes stride 1, no dilation, one filter a channel, odd kernels."""
+def why_not_plain(problem: ConvProblem) -> str | None:
+    """The Toeplitz matrix takes stride 1, no dilation, one filter a channel, odd kernels."""
     if problem.stride != (1, 1):
         return f"stride {problem.stride} is not (1, 1)"
     if problem.dilation != (1, 1):

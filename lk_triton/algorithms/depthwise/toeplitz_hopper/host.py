@@ -24,8 +24,9 @@ from ...base import (
     vector_width,
 )
 from ...cost.dot import Dot, rate
+from ...needs import needs_half
 from ..toeplitz.cost import bank_bytes, row_length, window_of
-from ..toeplitz.host import MOST_OVERLAP, OVERLAP, STORE_CLOCKS, not_plain, pack
+from ..toeplitz.host import MOST_OVERLAP, OVERLAP, STORE_CLOCKS, pack, why_not_plain
 from .cost import (
     FILL,
     IMAGES,
@@ -76,9 +77,9 @@ class ResidentAlgorithm(TritonAlgorithm):
     config_type = ResidentConfig
     weight_parameter = "bank"
 
-    def supports(self, problem: ConvProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        return super().supports(problem, gpu) or refusal(problem, gpu) or missing_here()
+    def why_not(self, problem: ConvProblem, gpu: Gpu) -> str | None:
+        """Plain convolutions on Hopper, where the installed Triton has what the kernel is written in."""
+        return super().why_not(problem, gpu) or why_not_anywhere(problem, gpu) or why_not_here()
 
     def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ResidentConfig]:
         """Tiles of 64 to 256 outputs that fit in shared memory."""
@@ -195,27 +196,25 @@ def resident_programs(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) ->
     return gpu.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
 
 
-def refusal(problem: ConvProblem, gpu: Gpu) -> str | None:
-    """Why ``resident`` cannot serve, whatever its configs and wherever it is compiled, or None."""
+def why_not_anywhere(problem: ConvProblem, gpu: Gpu) -> str | None:
+    """Whatever the configs are, and wherever the kernel is compiled."""
     if gpu.backend != "cuda" or gpu.capability != 90:
         return f"{gpu.arch} has no wgmma: sm_90 is needed"
-    if problem.dtype not in ("float16", "bfloat16"):
-        return f"dtype {problem.dtype} is not one of float16, bfloat16"
-    if (reason := not_plain(problem)) is not None:
+    if (reason := needs_half(problem) or why_not_plain(problem)) is not None:
         return reason
     if problem.padding[0] >= problem.kh or problem.padding[1] >= problem.kw:
         return f"padding {problem.padding} leaves outputs that see no input"
     return None
 
 
-def missing_here() -> str | None:
-    """Why this process cannot compile the kernel, or None."""
-    return "Gluon kernels cannot be interpreted: unset TRITON_INTERPRET" if gpus.interpreted() else missing_gluon()
+def why_not_here() -> str | None:
+    """Whether this process can compile the kernel."""
+    return "Gluon kernels cannot be interpreted: unset TRITON_INTERPRET" if gpus.interpreted() else why_no_gluon()
 
 
 @lru_cache
-def missing_gluon() -> str | None:
-    """Why the installed Triton cannot compile the kernel, or None.
+def why_no_gluon() -> str | None:
+    """Whether the installed Triton can compile the kernel.
 
     Where its windows lie depends on how Triton counts shared memory, which is tested with these versions.
     """

@@ -15,6 +15,7 @@ from ....ops.problem import FfnProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline
 from ...cost.dot import rate
 from ...dense.base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
+from ...needs import needs_half, needs_tensor_cores
 from .cost import (
     ConvffnConfig,
     dots_of,
@@ -53,24 +54,21 @@ class ConvffnAlgorithm(DenseAlgorithm):
         """All."""
         return problem.c
 
-    def supports(self, problem: FfnProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        reason = super().supports(problem, gpu)
-        if reason is None and problem.dtype == "float32":
-            reason = "dtype float32 is not one of float16, bfloat16"
-        if reason is None and problem.c not in WIDTHS:
-            reason = f"{problem.c} channels are not one of {', '.join(map(str, WIDTHS))}"
-        if reason is None and problem.hidden % STEPS[-1]:
-            reason = f"{problem.hidden} hidden channels are no multiple of {STEPS[-1]}"
-        if reason is None and not problem.epilogue.bias:
-            reason = "both layers need a bias"
-        if reason is None and not rows_are_aligned(problem):
-            reason = "the pixels of a channel are not one row at a multiple of 16 bytes, as in channel-major memory"
-        if reason is None and problem.out_layout != "channel_major" and problem.h * problem.w * problem.itemsize % 16:
-            reason = f"planes of {problem.h}x{problem.w} are no multiple of 16 bytes, which only a channel-major output allows"
-        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
-            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
-        return reason
+    def why_not(self, problem: FfnProblem, gpu: Gpu) -> str | None:
+        """Certain widths, biases, and rows of pixels that vectors of 16 bytes move."""
+        if (reason := super().why_not(problem, gpu) or needs_half(problem)) is not None:
+            return reason
+        if problem.c not in WIDTHS:
+            return f"{problem.c} channels are not one of {', '.join(map(str, WIDTHS))}"
+        if problem.hidden % STEPS[-1]:
+            return f"{problem.hidden} hidden channels are no multiple of {STEPS[-1]}"
+        if not problem.epilogue.bias:
+            return "both layers need a bias"
+        if not rows_are_aligned(problem):
+            return "the pixels of a channel are not one row at a multiple of 16 bytes, as in channel-major memory"
+        if problem.out_layout != "channel_major" and problem.h * problem.w * problem.itemsize % 16:
+            return f"planes of {problem.h}x{problem.w} are no multiple of 16 bytes, which only a channel-major output allows"
+        return needs_tensor_cores(gpu)
 
     def configs(self, problem: FfnProblem, gpu: Gpu) -> list[ConvffnConfig]:
         """As far as registers and shared memory go."""

@@ -14,6 +14,7 @@ from ....ops.problem import StemProblem
 from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline, vector_width
 from ...cost.dot import rate
 from ...dense.base import DenseAlgorithm
+from ...needs import needs_half, needs_tensor_cores
 from .cost import (
     ConvstemConfig,
     dots_of,
@@ -55,20 +56,17 @@ class ConvstemAlgorithm(DenseAlgorithm):
         """All."""
         return problem.channels
 
-    def supports(self, problem: StemProblem, gpu: Gpu) -> str | None:
-        """None, or why not."""
-        reason = super().supports(problem, gpu)
-        if reason is None and problem.dtype == "float32":
-            reason = "dtype float32 is not one of float16, bfloat16"
-        if reason is None and problem.channels > MOST_CHANNELS:
-            reason = f"{problem.channels} channels are more than {MOST_CHANNELS}"
-        if reason is None and problem.c > MOST_INPUTS:
-            reason = f"images of {problem.c} channels are more than {MOST_INPUTS}"
-        if reason is None and not problem.epilogue.bias:
-            reason = "all layers need a bias"
-        if reason is None and gpu.backend == "cuda" and gpu.capability < 80:
-            reason = f"{gpu.arch} has no usable tensor cores: sm_80 or newer is needed"
-        return reason
+    def why_not(self, problem: StemProblem, gpu: Gpu) -> str | None:
+        """Few channels, and biases."""
+        if (reason := super().why_not(problem, gpu) or needs_half(problem)) is not None:
+            return reason
+        if problem.channels > MOST_CHANNELS:
+            return f"{problem.channels} channels are more than {MOST_CHANNELS}"
+        if problem.c > MOST_INPUTS:
+            return f"images of {problem.c} channels are more than {MOST_INPUTS}"
+        if not problem.epilogue.bias:
+            return "all layers need a bias"
+        return needs_tensor_cores(gpu)
 
     def configs(self, problem: StemProblem, gpu: Gpu) -> list[ConvstemConfig]:
         """As far as registers and shared memory go; strips no longer than the map needs."""
