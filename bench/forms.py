@@ -15,7 +15,7 @@ import lk_triton
 from lk_triton.algorithms.base import PDL
 from lk_triton.models import RepLKNet
 from lk_triton.models.reference import torch_form
-from lk_triton.nn.prepack import Banked
+from lk_triton.nn.prepack import PrepackedConv2d
 from lk_triton.planning import cache
 
 from .providers import Unavailable
@@ -45,7 +45,7 @@ class Form(NamedTuple):
     @property
     def bank_bytes(self) -> int:
         """Packed weights of prepared layers."""
-        return sum(module.bank_bytes for module in self.module.modules() if isinstance(module, Banked))
+        return sum(module.bank_bytes for module in self.module.modules() if isinstance(module, PrepackedConv2d))
 
     @property
     def weight_bytes(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .nn.prepack import Banked, state_of
+from .nn.prepack import PrepackedConv2d, state_of
 from .ops import registration as library
 
 WARM_UP = 3
@@ -40,8 +40,8 @@ class Snapshot:
         self._slots = [(held, name, tensor) for held in dicts for name, tensor in held.items()]
         tensors = [tensor for _, _, tensor in self._slots if tensor is not None]
         self._addresses = [(t, t.data_ptr()) for t in tensors]
-        self._banked = [(m, m.changes, state_of(m.weight)) for m in self._modules if isinstance(m, Banked)]
-        self._memory = [t.detach() for t in tensors], [m._bank()[0] for m, _, _ in self._banked]
+        self._prepacked = [(m, m.changes, state_of(m.weight)) for m in self._modules if isinstance(m, PrepackedConv2d)]
+        self._memory = [t.detach() for t in tensors], [m._prepacked_weight()[0] for m, _, _ in self._prepacked]
 
     def ended(self) -> bool:
         """Whether a forward could now read other memory or run other layers than the graph does.
@@ -53,7 +53,7 @@ class Snapshot:
             or any(list(children.items()) != expected for children, expected in self._children)
             or any(held.get(name) is not tensor for held, name, tensor in self._slots)
             or any(tensor.data_ptr() != address for tensor, address in self._addresses)
-            or any(m.changes != changes or state_of(m.weight) != state for m, changes, state in self._banked)
+            or any(m.changes != changes or state_of(m.weight) != state for m, changes, state in self._prepacked)
         )
 
 
@@ -140,7 +140,7 @@ def prepare(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         own(*(tuple(x.shape) for x in inputs))
         return
     for module in model.modules():
-        if isinstance(module, Banked):
+        if isinstance(module, PrepackedConv2d):
             module.prepare()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lk_triton.nn import ChannelAffine, ConvUnit, ReparamDepthwiseConv2d
-from lk_triton.nn.prepack import Banked
+from lk_triton.nn.prepack import PrepackedConv2d
 from lk_triton.ops import transforms
 
 from .blocks import (
@@ -307,7 +307,7 @@ class RepLKNet(nn.Module):
         """
         self._need_eval("prepare() packs weights for inference")
         batch, height, width = DEFAULT_EXAMPLE
-        shapes: dict[Banked, list[tuple[int, int, int, int]]] = {}
+        shapes: dict[PrepackedConv2d, list[tuple[int, int, int, int]]] = {}
         for example in example_shapes or ((batch, self.in_chans, height, width),):
             for layer, shape in self._layer_inputs(example):
                 shapes.setdefault(layer, []).append(shape)
@@ -315,7 +315,7 @@ class RepLKNet(nn.Module):
             layer.prepare(*inputs)
         return self
 
-    def _layer_inputs(self, images: Sequence[int]) -> Iterator[tuple[Banked, tuple[int, int, int, int]]]:
+    def _layer_inputs(self, images: Sequence[int]) -> Iterator[tuple[PrepackedConv2d, tuple[int, int, int, int]]]:
         """Every layer that may hold packed weights, with the shape of its input, for images of this shape."""
         if not isinstance(images, Sequence) or len(images) != 4 or images[1] != self.in_chans or min(images) < 1:
             raise ValueError(f"an example shape must be images (N, {self.in_chans}, H, W), got {images!r}")
@@ -326,7 +326,7 @@ class RepLKNet(nn.Module):
             parts += [self.transitions[i - 1], stage] if i else [stage]
         for part in parts:
             for layer in part.modules():
-                if isinstance(layer, Banked):
+                if isinstance(layer, PrepackedConv2d):
                     yield layer, (n, layer.in_channels, h, w)
                     if layer.stride[0] == 2:
                         h, w = _halved(h), _halved(w)

@@ -21,7 +21,7 @@ from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import KernelLaunch
 from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
 from lk_triton.nn import DepthwiseConv2d, ReparamDepthwiseConv2d, from_conv_bn
-from lk_triton.nn.prepack import Banked
+from lk_triton.nn.prepack import PrepackedConv2d
 from lk_triton.ops.problem import ConvProblem, Epilogue
 from lk_triton.planning.plan import plan
 
@@ -121,7 +121,7 @@ def test_a_plan_that_reads_another_format_packs_for_itself(packed: str, monkeypa
     expected = nn.functional.conv2d(x, module.weight, module.bias, padding=2, groups=3).relu() + residual
     with lk_triton.use(packed):
         monkeypatch.setattr(module, "_problem", lambda shape: replace(posed(module, shape), layout="channels_last"))
-        held = module.prepare(SHAPE)._bank()[1]
+        held = module.prepare(SHAPE)._prepacked_weight()[1]
     assert held is not None
     formats = set()
     for name, algorithm in registry.ALGORITHMS.items():
@@ -247,7 +247,7 @@ def test_a_bank_dropped_beside_calls() -> None:
 
         def trace(frame: Any, event: str, arg: object) -> Any:
             nonlocal lines
-            if frame.f_code is Banked._bank.__code__ and event == "line":
+            if frame.f_code is PrepackedConv2d._prepacked_weight.__code__ and event == "line":
                 lines += 1
                 if lines == line:
                     module._prepared = None
@@ -272,7 +272,7 @@ def test_a_bank_dropped_beside_calls() -> None:
 def test_calls_beside_prepare() -> None:
     """While prepare() packs, calls still find the bank before."""
     module, seen = prepared(), []
-    module._packed, packed = lambda shapes: (seen.append(module._bank()[0]), packed(shapes))[1], module._packed
+    module._packed, packed = lambda shapes: (seen.append(module._prepacked_weight()[0]), packed(shapes))[1], module._packed
     module.prepare(SHAPE)
     assert seen[0] is not None
 

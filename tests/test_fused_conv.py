@@ -20,7 +20,7 @@ from lk_triton.models.analysis import kernel_maps
 from lk_triton.models.reference import randomize_, torch_form
 from lk_triton.nn import ConvUnit, DepthwiseConv2d, PointwiseConv2d, StemConv2d
 from lk_triton.nn.fused_conv import FusedConv2d
-from lk_triton.nn.prepack import Banked
+from lk_triton.nn.prepack import PrepackedConv2d
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
 ACTIVATIONS = [None, "relu", "gelu", "silu"]
@@ -61,7 +61,7 @@ def test_an_nn_conv2d_exactly_where_there_is_no_activation(kind: Any, activation
     layer = kind(*KINDS[kind], activation=activation).eval()
     other, x = COPIES[copied](layer), torch.randn(2, 4, 6, 6)
     assert isinstance(other, kind)
-    assert isinstance(other, Banked) == (kind is not StemConv2d)
+    assert isinstance(other, PrepackedConv2d) == (kind is not StemConv2d)
     assert isinstance(other, nn.Conv2d) == (activation is None)
     assert type(other) is type(layer)
     assert repr(other).startswith(f"{kind.__name__}(4, 4, kernel_size=")

@@ -132,7 +132,7 @@ def test_a_graph_keeps_the_memory_that_it_reads() -> None:
     """Where the network lets go of a weight, its memory must not become another's while the graph reads it."""
     model = net()
     prepare(model, [torch.zeros(1, 4, 6, 6)])
-    bank = cast("DepthwiseConv2d", model[0])._bank()[0]
+    bank = cast("DepthwiseConv2d", model[0])._prepacked_weight()[0]
     assert bank is not None
     packed, head = weakref.ref(bank), cast("nn.Conv2d", model[3])
     storages = [t.untyped_storage()._weak_ref() for t in head.parameters()]

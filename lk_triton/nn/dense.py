@@ -12,10 +12,10 @@ from .. import gpu as gpus
 from ..functional import dispatch_dense
 from ..ops.problem import DenseProblem, Epilogue, pair
 from .fused_conv import FusedConv2d
-from .prepack import Banked, check_example
+from .prepack import PrepackedConv2d, check_example
 
 
-class PointwiseConv2d(FusedConv2d, Banked):
+class PointwiseConv2d(FusedConv2d, PrepackedConv2d):
     """1x1 convolution with an epilogue, ``activation(conv(x)) + residual``; an ``nn.Conv2d`` as ``DepthwiseConv2d`` is."""
 
     def __init__(
@@ -35,7 +35,7 @@ class PointwiseConv2d(FusedConv2d, Banked):
         self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None
     ) -> Tensor:
         """x (N, Cin, H, W), residual (N, Cout, H, W) or None -> (N, Cout, H, W) in ``out_layout``, see ``dense_conv2d``."""
-        bank, bank_format = self._bank()
+        bank, bank_format = self._prepacked_weight()
         return dispatch_dense(
             x, self.weight, self.bias, residual, self.activation, 1, 0, None, out_layout, "auto", bank, bank_format
         )

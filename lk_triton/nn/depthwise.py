@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..functional import dispatch
 from ..ops.problem import PRECISIONS, ConvProblem, Epilogue, pair, same_padding
 from .fused_conv import FusedConv2d
-from .prepack import Banked, check_example
+from .prepack import PrepackedConv2d, check_example
 
 
-class DepthwiseConv2d(FusedConv2d, Banked):
+class DepthwiseConv2d(FusedConv2d, PrepackedConv2d):
     """Depthwise convolution with a fused epilogue; an ``nn.Conv2d`` by state_dict and attributes.
 
     Without an activation it is an instance of ``nn.Conv2d`` too (``FusedConv2d`` says why not with one).
@@ -26,7 +26,7 @@ class DepthwiseConv2d(FusedConv2d, Banked):
         multiplier: output channels per input channel.
         activation, precision: see ``lk_triton.depthwise_conv2d``.
 
-    ``prepare()`` packs the weight once for repeated inference. The packed copy (the bank) is no parameter or buffer; it is
+    ``prepare()`` packs the weight once for repeated inference. The prepacked weight is no parameter or buffer; it is
     dropped by ``train()``, ``.to()``, ``.half()``, ``load_state_dict``, ``deepcopy`` and pickling. After writing into the
     weight in place (an optimizer step, ``weight.data``), call ``prepare()`` again.
     """
@@ -68,7 +68,7 @@ class DepthwiseConv2d(FusedConv2d, Banked):
         self, x: Tensor, residual: Tensor | None = None
     ) -> Tensor:
         """x (N, C, H, W), residual of the output's shape or None -> (N, C * multiplier, OH, OW)."""
-        bank, bank_format = self._bank()
+        bank, bank_format = self._prepacked_weight()
         return dispatch(
             x, self.weight, self.bias, residual, self.activation, self.padding, cast("tuple[int, int]", self.stride),
             cast("tuple[int, int]", self.dilation), self.precision, "auto", bank, bank_format,

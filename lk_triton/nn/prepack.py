@@ -1,7 +1,7 @@
-"""Packed weights of a module: made by ``prepare()``, dropped by whatever may change the weight.
+"""Prepacked weights of a module: made by ``prepare()``, dropped by whatever may change the weight.
 
-A bank is a plain attribute, neither parameter nor buffer. It serves as long as the weight is the tensor that was packed, in
-the same memory, at the same version. A write through ``.data`` shows in none of the three.
+A prepacked weight is a plain attribute, neither parameter nor buffer. It serves as long as the weight is the tensor that was
+packed, in the same memory, at the same version. A write through ``.data`` shows in none of the three.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ..planning.plan import plan
 
 
 class _Prepared(NamedTuple):
-    """A bank, the format it is in, and the parameter that it was packed from, with its state then."""
+    """A prepacked weight, its format, and the parameter that it was packed from, with its state then."""
 
-    bank: Tensor
+    packed: Tensor
     format: str
     weight: Tensor
     state: tuple[int, int]
@@ -35,10 +35,10 @@ def state_of(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-class Banked(_ConvNd):
+class PrepackedConv2d(_ConvNd):
     """A convolution that may hold its weight packed.
 
-    ``prepare()`` packs the weight once for repeated inference. The packed copy (the bank) is no parameter or buffer; it is
+    ``prepare()`` packs the weight once for repeated inference. The prepacked weight is no parameter or buffer; it is
     dropped by ``train()``, ``.to()``, ``.half()``, ``load_state_dict``, ``deepcopy`` and pickling, and no longer read once the
     weight was replaced or written to in place. A write through ``weight.data`` does not show, nor does any write in place to a
     module that ``torch.compile`` has traced: call ``prepare()`` again after these.
@@ -90,29 +90,29 @@ class Banked(_ConvNd):
         best = min(by_format, key=seconds)
         problem, algorithm, config = by_format[best]
         state = state_of(weight)
-        # Of type Parameter, though not registered: torch.compile(dynamic=True) then takes the bank's shape as fixed.
-        bank = nn.Parameter(algorithm.pack(weight, problem, config), requires_grad=False)
-        if bank.is_cuda:
-            torch.cuda.current_stream(bank.device).synchronize()  # a call on another stream may read it right away
-        return _Prepared(bank, best, weight, state)
+        # Of type Parameter, though not registered: torch.compile(dynamic=True) then takes its shape as fixed.
+        packed = nn.Parameter(algorithm.pack(weight, problem, config), requires_grad=False)
+        if packed.is_cuda:
+            torch.cuda.current_stream(packed.device).synchronize()  # a call on another stream may read it right away
+        return _Prepared(packed, best, weight, state)
 
     @property
     def bank_bytes(self) -> int:
         """Memory of the packed weights held now, in bytes; 0 where none are held."""
         prepared = self._prepared
-        return 0 if prepared is None else prepared.bank.nbytes
+        return 0 if prepared is None else prepared.packed.nbytes
 
-    def _bank(self) -> tuple[Tensor | None, str | None]:
-        """The bank of the weight as it is now, and its format; nothing where there is none."""
+    def _prepacked_weight(self) -> tuple[Tensor | None, str | None]:
+        """The weight as it is now, prepacked, and its format; nothing where it is not packed."""
         prepared = self._prepared  # read once: another thread may replace it
         if prepared is None or prepared.weight is not self.weight:
             return None, None
         if torch.compiler.is_compiling():
             # which can trace neither the state of a tensor nor an opaque one
-            return (None, None) if prepared.bank.is_mkldnn else (prepared.bank, prepared.format)
+            return (None, None) if prepared.packed.is_mkldnn else (prepared.packed, prepared.format)
         if prepared.state != state_of(prepared.weight):
             return None, None
-        return prepared.bank, prepared.format
+        return prepared.packed, prepared.format
 
     def _drop(self) -> None:
         self._prepared = None

@@ -14,7 +14,7 @@ from lk_triton import gpu as gpus
 from lk_triton.algorithms.onednn import OnednnAlgorithm
 from lk_triton.algorithms.torch_ import activate
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
-from lk_triton.nn.prepack import Banked
+from lk_triton.nn.prepack import PrepackedConv2d
 from lk_triton.ops import layout
 from lk_triton.ops.problem import Convolution, ConvProblem, DenseProblem, Epilogue
 from lk_triton.planning.accuracy import Gate
@@ -108,7 +108,7 @@ def test_wide_bfloat16_kernels_return(channels: int) -> None:
 @torch.no_grad()
 def test_banks_are_made_and_used(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"activation": "relu", "dtype": getattr(torch, dtype)}
-    layers: list[Banked] = [DepthwiseConv2d(24, 5, **options), PointwiseConv2d(24, 32, **options)]
+    layers: list[PrepackedConv2d] = [DepthwiseConv2d(24, 5, **options), PointwiseConv2d(24, 32, **options)]
     x = torch.randn(2, 24, 9, 9, dtype=options["dtype"])
     for layer in layers:
         expected = layer.eval()(x)
@@ -122,7 +122,7 @@ def test_banks_are_made_and_used(dtype: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @torch.no_grad()
 def test_banks_with_gaps_in_weight_and_bias() -> None:
-    layers: list[Banked] = [DepthwiseConv2d(24, 5), PointwiseConv2d(24, 24)]
+    layers: list[PrepackedConv2d] = [DepthwiseConv2d(24, 5), PointwiseConv2d(24, 24)]
     x = torch.randn(2, 24, 9, 9)
     for layer in layers:
         expected = layer.eval()(x)

@@ -81,7 +81,7 @@ def compare(driver: Driver, model: Any, batch: int, size: int) -> dict[str, Any]
 
 def addresses(model: Any) -> set[int]:
     """Of what stays the same from call to call: parameters and packed weights."""
-    banks = [m._prepared.bank for m in model.modules() if getattr(m, "_prepared", None) is not None]
+    banks = [m._prepared.packed for m in model.modules() if getattr(m, "_prepared", None) is not None]
     return {t.data_ptr() for t in (*model.parameters(), *model.buffers(), *banks)}
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lk_triton.models import RepLKNet, create_model, published_form, randomize_
 from lk_triton.models.reference import torch_form
 from lk_triton.nn import ChannelAffine, DepthwiseConv2d
-from lk_triton.nn.prepack import Banked
+from lk_triton.nn.prepack import PrepackedConv2d
 
 TINY: dict[str, Any] = {"channels": (8, 16, 24, 32), "layers": (1, 1, 2, 1), "num_classes": 10}
 IMAGES = (2, 3, 33, 48)
@@ -271,7 +271,7 @@ def run_reduce_overhead(model: RepLKNet, device: str, dtype: torch.dtype = torch
 
 def test_exports_where_weights_are_packed(no_interpreter: None) -> None:
     model, x = tiny().reparameterize(), torch.randn(IMAGES)
-    assert sum(m.bank_bytes for m in model.modules() if isinstance(m, Banked)) > 0
+    assert sum(m.bank_bytes for m in model.modules() if isinstance(m, PrepackedConv2d)) > 0
     program = torch.export.export(model, (x,))
     torch.testing.assert_close(program.module()(x), model(x))
 
