@@ -294,10 +294,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.adopt``."""
-    return usage.main("adopt", add_arguments, run, argv)
-
+main = usage.as_program("adopt", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -189,15 +188,12 @@ def run(options: argparse.Namespace) -> int:
     if options.list:
         print("\n".join(f"{name:28}{problem}" for name, problem in chosen.items()))
         return 0
-    if options.missing and options.out is None:
-        raise usage.UsageError("--missing leaves out what --out holds: name that file too")
-    if options.out is not None:
-        report.start(options.out)
+    report.start(options.out, options.missing)
     failed, measured = False, []
     for name, problem in chosen.items():
         problem = tiny(problem) if options.tiny else problem
         asked = providers
-        if options.missing and options.out is not None:
+        if options.missing:
             done = report.done(options.out, describe(name, "", problem, device) | report.facts(device))
             asked = {n: p for n, p in providers.items() if (name, n) not in done}
             if not asked:
@@ -207,17 +203,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"{title(name, problem, rows)}\n{report.table(rows, COLUMNS)}", flush=True)
         failed |= any(row.get("gate") == "failed" for row in rows) or not any("p50_us" in row for row in rows)
         measured += rows
-        if any(row.get("gate") == "failed" for row in rows) and (reason := context.lost(device)) is not None:
-            print(f"the GPU was lost ({reason}): only a new process can measure the rest, with --missing", file=sys.stderr)
-            context.abandon()
+        usage.leave_if_lost(device)
     print(summary(measured))
     return int(failed)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.conv``."""
-    return usage.main("conv", add_arguments, run, argv)
-
+main = usage.as_program("conv", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

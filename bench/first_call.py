@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from lk_triton import gpu as gpus
@@ -58,10 +57,7 @@ def _compiled(folder: str) -> int:
     return sum(1 for _ in Path(folder).rglob("*.cubin"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.first_call``."""
-    return usage.main("first_call", add_arguments, run, argv)
-
+main = usage.as_program("first_call", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -169,10 +169,7 @@ def _figure(part: str, name: str, peer: str, seconds: Sequence[float]) -> Figure
     return Figure(part, name, ours, peer, theirs)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.host``."""
-    return usage.main("host", add_arguments, run, argv)
-
+main = usage.as_program("host", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -8,7 +8,6 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
@@ -85,10 +84,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.machine``."""
-    return usage.main("machine", add_arguments, run, argv)
-
+main = usage.as_program("machine", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

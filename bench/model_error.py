@@ -142,17 +142,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare and print."""
-    try:
-        tuned = [file for file in options.files if file.suffix == ".jsonl"]
-        comparisons, skipped = compare_all(report.read([file for file in options.files if file not in tuned]))
-        for file in tuned:
-            try:
-                found, left_out = compare_tuned(file.read_text(encoding="utf-8").splitlines())
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise usage.UsageError(f"{file} is not what lk-triton tune --json prints") from None
-            comparisons, skipped = comparisons + found, dict(Counter(skipped) + Counter(left_out))
-    except OSError as error:
-        raise usage.UsageError(f"{error.filename}: {error.strerror}") from None
+    tuned = [file for file in options.files if file.suffix == ".jsonl"]
+    comparisons, skipped = compare_all(report.read([file for file in options.files if file not in tuned]))
+    for file in tuned:
+        try:
+            found, left_out = compare_tuned(file.read_text(encoding="utf-8").splitlines())
+        except OSError as error:
+            raise usage.UsageError(f"{file}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise usage.UsageError(f"{file} is not what lk-triton tune --json prints") from None
+        comparisons, skipped = comparisons + found, dict(Counter(skipped) + Counter(left_out))
     if not comparisons:
         reasons = "; ".join(skipped) or f"no measured row of a provider {OURS}*"
         raise usage.UsageError(f"nothing to compare: {reasons}")
@@ -168,10 +167,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.model_error``."""
-    return usage.main("model_error", add_arguments, run, argv)
-
+main = usage.as_program("model_error", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from lk_triton import context
 from lk_triton.models import RepLKNet, create_model, randomize_
 
 from . import report, usage
@@ -101,10 +99,7 @@ def run(options: argparse.Namespace) -> int:
     forms = [f for f in FORMS if any(fnmatchcase(f, p) for p in patterns) and (gpu or f not in GPU_ONLY)]
     if not forms and not options.peers:
         raise usage.UsageError(f"nothing to measure; forms: {', '.join(FORMS)} ({', '.join(GPU_ONLY)} need a GPU)")
-    if options.missing and options.out is None:
-        raise usage.UsageError("--missing leaves out what --out holds: name that file too")
-    if options.out is not None:
-        report.start(options.out)
+    report.start(options.out, options.missing)
     dtypes, batches = options.dtype or ["float16" if gpu else "float32"], options.batch or ([64, 1] if gpu else [1])
     chosen = options.peers if options.peers is not None else EAGER_PEERS if gpu else ()
     failed = False
@@ -141,18 +136,12 @@ def _run_case(
             failed |= not report.kept(options.out, [row])
             print(f"{report.table([row], COLUMNS)}\n", flush=True)
             failed |= row.get("gate") == "failed"
-    lost = context.lost(device)
-    if lost is not None:
-        print(f"the GPU was lost ({lost}): only a new process can measure the rest, with --missing", file=sys.stderr)
-        context.abandon()
+    usage.leave_if_lost(device)
     free(device)
     return failed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.network``."""
-    return usage.main("network", add_arguments, run, argv)
-
+main = usage.as_program("network", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lk_triton.models.analysis import published
 
-from . import usage
+from . import report, usage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,7 @@ def scatter(rows: Sequence[Row]) -> Figure:
     last = {(row["kernel_name"], row["h"], row["provider"], row["n"]): row for row in rows if accuracy(row) is not None}
     if not last:
         raise usage.UsageError("nothing to plot: no row has a figure and a published accuracy")
-    for field in ("device", "dtype"):
-        if len(found := sorted({row[field] for row in last.values()})) > 1:
-            raise usage.UsageError(f"rows of more than one {field} ({', '.join(found)}): choose one with --{field}")
+    report.check_one_device(last.values())
     batches = sorted({int(row["n"]) for row in last.values()})
     figure = Figure(figsize=(6.5 * len(batches), 5.5), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(batches), squeeze=False)[0]

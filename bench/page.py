@@ -84,9 +84,9 @@ def run(options: argparse.Namespace) -> int:
     if find_spec("jinja2") is None:
         raise usage.missing_extra("jinja2", "analysis")
     usage.check_out(options.out, [".html", ".htm"])
+    made = page(report.read(options.files))
     try:
-        rows = report.read(options.files)
-        page(rows).write(options.out)
+        made.write(options.out)
     except OSError as error:
         raise usage.UsageError(f"{error.filename}: {error.strerror}") from None
     print(options.out)

@@ -61,9 +61,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
     rows = report.latest(rows)
     if not rows:
         raise usage.UsageError("nothing to plot: no row has a figure")
-    for field in ("device", "dtype"):
-        if len(found := sorted({row[field] for row in rows})) > 1:
-            raise usage.UsageError(f"rows of more than one {field} ({', '.join(found)}): choose one with --{field}")
+    report.check_one_device(rows)
     figure = Figure(figsize=(12, 7.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", ylabel="useful TFLOP/s")
@@ -183,12 +181,8 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         raise usage.missing_extra("matplotlib", "plot") from None
     usage.check_out(options.out, [f".{name}" for name in FigureCanvasBase.get_supported_filetypes()])
-    try:
-        rows = report.read(options.files)
-    except OSError as error:
-        raise usage.UsageError(f"{error.filename}: {error.strerror}") from None
     rows = [
-        row for row in rows
+        row for row in report.read(options.files)
         if fnmatchcase(row["device"], options.device) and options.dtype in (None, row["dtype"])
         and any(fnmatchcase(row["kernel_name"], pattern) for pattern in options.cases)
     ]  # fmt: skip

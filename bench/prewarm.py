@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -133,10 +133,7 @@ def agreement(archive: Path) -> str:
     return f"of no use here: {'; '.join(differing)}" if differing else "Triton here is the one that compiled them"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.prewarm``."""
-    return usage.main("prewarm", add_arguments, run, argv)
-
+main = usage.as_program("prewarm", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,7 +7,6 @@ RepLKNet-31B: with Triton 3.6 it has no fence between copies and products.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 import torch
 
@@ -78,10 +77,7 @@ def run(options: argparse.Namespace) -> int:
     return int(any(row["gate"] == "failed" for row in rows))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lk_triton.bench.repeat``."""
-    return usage.main("repeat", add_arguments, run, argv)
-
+main = usage.as_program("repeat", add_arguments, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -6,7 +6,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from math import isfinite
@@ -109,12 +109,17 @@ def short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def start(file: Path) -> None:
-    """See to it that rows can be appended to ``file``, before anything is measured; a new file has its header then.
+def start(file: Path | None, missing: bool = False) -> None:
+    """See to it that rows can be appended to ``file`` (--out), before anything is measured; a new file has its header then.
 
     Raises:
-        UsageError: it cannot be written, is not called .csv, or has other columns: another version wrote it.
+        UsageError: it cannot be written, is not called .csv, or has other columns: another version wrote it. Or there is none,
+            and what is ``missing`` in it was asked for.
     """
+    if file is None:
+        if missing:
+            raise UsageError("--missing leaves out what --out holds: name that file too")
+        return
     check_out(file, [".csv"], makes_folders=True)
     try:
         append(file, [])
@@ -208,6 +213,17 @@ def latest(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """The last measured row of each provider for each case, dtype and device, in the order of first appearance."""
     key = ("device", "dtype", "kernel_name", "provider")
     return list({tuple(row[k] for k in key): row for row in rows if row["useful_tflops"]}.values())
+
+
+def check_one_device(rows: Collection[Mapping[str, str]]) -> None:
+    """Of what becomes one picture.
+
+    Raises:
+        UsageError: the rows are of more than one device or dtype.
+    """
+    for field in ("device", "dtype"):
+        if len(found := sorted({row[field] for row in rows})) > 1:
+            raise UsageError(f"rows of more than one {field} ({', '.join(found)}): choose one with --{field}")
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
