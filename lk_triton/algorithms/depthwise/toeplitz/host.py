@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from math import ceil
 from typing import ClassVar
 
@@ -86,25 +88,18 @@ class ToeplitzAlgorithm(TritonAlgorithm):
 
     def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ToeplitzConfig]:
         """Tiles of 32 to 256 outputs, every way to feed them, as far as registers and shared memory go."""
-        found = []
-        vectors = BANK_VECTORS[problem.itemsize]
-        vectors = [v for v in vectors if v == vectors[0] or bank_bytes(problem, v) <= BANK_LIMIT]
-        tiles_at_hand = problem.n * problem.oh
-        for rows, columns in _tile_shapes(problem):
-            for window, step_rows in _windows(problem, rows, columns):
-                for tiles, swap in TILES:
-                    if tiles > max(16, _power_of_two(ceil(tiles_at_hand / rows))) or (swap and rows * columns < 64):
-                        continue
-                    for vector in vectors:
-                        for precision in precisions(problem, gpu):
-                            for warps in (4, 8):
-                                for stages in (3, 2, 4, 1):  # at equal estimates, the first
-                                    config = ToeplitzConfig(
-                                        rows, columns, window, tiles, vector, warps, stages, precision, step_rows, swap
-                                    )
-                                    if _fits(problem, config, gpu):
-                                        found.append(config)
-        return found
+        few, many = BANK_VECTORS[problem.itemsize]
+        vectors = (few, many) if bank_bytes(problem, many) <= BANK_LIMIT else (few,)
+        # at equal estimates, the first
+        axes = product(_geometries(problem), vectors, precisions(problem, gpu), (4, 8), (3, 2, 4, 1))
+        found = (
+            ToeplitzConfig(
+                rows=rows, columns=columns, window=window, tiles=tiles, vector=vector, num_warps=warps, num_stages=stages,
+                precision=precision, step_rows=step_rows, swap=swap,
+            )
+            for ((rows, columns), (window, step_rows), (tiles, swap)), vector, precision, warps, stages in axes
+        )  # fmt: skip
+        return [config for config in found if _fits(problem, config, gpu)]
 
     def estimate(self, problem: ConvProblem, config: ToeplitzConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (MMA, shared memory with L1, L2, issue slots) with the programs' starts and
@@ -216,14 +211,22 @@ def _groups(n: int, tiles: int) -> int:
     return 1 if n % tiles == 0 else tiles // n if tiles % n == 0 else 0
 
 
+def _geometries(problem: ConvProblem) -> Iterator[tuple[tuple[int, int], tuple[tuple[int, int], int], tuple[int, bool]]]:
+    """((rows, columns), (window, step_rows), (tiles, swap)) of what suits the map."""
+    for rows, columns in _tile_shapes(problem):
+        most = max(16, _power_of_two(ceil(problem.n * problem.oh / rows)))
+        tiles = [(tiles, swap) for tiles, swap in TILES if tiles <= most and not (swap and rows * columns < 64)]
+        yield from product([(rows, columns)], _windows(problem, columns), tiles)
+
+
 def _tile_shapes(problem: ConvProblem) -> list[tuple[int, int]]:
     """(rows, columns) of 32 to 256 outputs, hardly larger than the map."""
     rows = [r for r in (1, 2, 4, 8, 16, 32) if r <= max(4, _power_of_two(problem.oh))]
     columns = [w for w in (8, 16, 32, 64) if w <= max(8, _power_of_two(problem.ow))]
-    return [(r, w) for r in rows for w in columns if 32 <= r * w <= 256]
+    return [(r, w) for r, w in product(rows, columns) if 32 <= r * w <= 256]
 
 
-def _windows(problem: ConvProblem, rows: int, columns: int) -> list[tuple[tuple[int, int], int]]:
+def _windows(problem: ConvProblem, columns: int) -> list[tuple[tuple[int, int], int]]:
     """(window, step_rows): one row a step, or several as long as a step's K stays at most ``MAX_STEP_K``."""
     window = window_of(problem, columns)
     if window is None:

@@ -83,35 +83,18 @@ class ResidentAlgorithm(TritonAlgorithm):
 
     def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ResidentConfig]:
         """Tiles of 64 to 256 outputs that fit in shared memory."""
-        found = []
-        widths = [v for v in (8, 4, 2, 1) if v <= vector_width(8, [], problem.ow)][:2]
-        for (rows, columns), split in product(TILES, (1, 2, 4)):
-            window = window_of(problem, columns)
-            outputs = rows * columns
-            if window is None or rows >= 2 * problem.oh or columns >= 2 * max(problem.ow, 8):
+        stores = (8, 4) if problem.ow % 8 == 0 else (vector_width(8, [], problem.ow),)
+        found: list[ResidentConfig] = []
+        for (rows, columns), split, step_rows, store, groups in product(TILES, (1, 2, 4), (1, 2, 4), stores, (1, 2)):
+            if (window := window_of(problem, columns)) is None:
                 continue
-            blocks = ceil(problem.oh / rows) * image_blocks(problem)
-            if split > 1 and (split > blocks or problem.c * ceil(problem.ow / columns) > 2 * gpu.sms):
-                continue
-            for step_rows in (1, 2, 4):
-                parts = [step_rows * part for part in window if part]
-                if min(parts) < 16 or max(parts) > WIDEST_ROW or (step_rows > 1 and step_rows >= 2 * problem.h):
-                    continue
-                # two groups leave no registers for a residual
-                several = outputs in SECOND_REGISTERS and not problem.epilogue.residual
-                for store, groups in product(widths, (1, 2) if several else (1,)):
-                    if store == widths[-1] and len(widths) == 2 and store < 4:
-                        continue
-                    options = [
-                        ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)
-                        for buffers in (BUFFERS if image_vector(problem) > 1 else BUFFERS[-1:])
-                    ]
-                    # at equal estimates, the first: the most buffers that cost no resident program
-                    options.sort(key=lambda config: -resident_programs(problem, config, gpu))
-                    for config in options:
-                        fits = shared_bytes(problem, config) <= gpu.shared_per_block
-                        if fits and groups * split <= blocks and most_registers(problem, config) <= MOST_REGISTERS:
-                            found.append(config)
+            options = [
+                ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)
+                for buffers in (BUFFERS if image_vector(problem) > 1 else BUFFERS[-1:])
+            ]
+            legal = [config for config in options if _suits(problem, config, gpu) and _fits(problem, config, gpu)]
+            # at equal estimates, the first: the most buffers that cost no resident program
+            found += sorted(legal, key=lambda config: -resident_programs(problem, config, gpu))
         return found
 
     def estimate(self, problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> Estimate:
@@ -189,6 +172,26 @@ class ResidentAlgorithm(TritonAlgorithm):
             "SECOND_REGISTERS": SECOND_REGISTERS[config.outputs] if config.groups == 2 else 0,
         }  # fmt: skip
         return KernelLaunch(resident_kernel, (programs(problem, config),), args, num_warps=4, num_stages=1)
+
+
+def _suits(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> bool:
+    """Whether tiles and steps are hardly larger than the map, and a channel is split only where SMs would have nothing."""
+    small = config.rows < 2 * problem.oh and config.columns < 2 * max(problem.ow, 8)
+    low = config.step_rows == 1 or config.step_rows < 2 * problem.h
+    split = config.split == 1 or problem.c * column_tiles(problem, config) <= 2 * gpu.sms
+    return small and low and split and config.groups * config.split <= tile_blocks(problem, config)
+
+
+def _fits(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> bool:
+    """Whether wgmma takes a step's parts, and registers and shared memory are enough."""
+    parts = [config.step_rows * part for part in config.window if part]
+    if min(parts) < 16 or max(parts) > WIDEST_ROW:
+        return False
+    # two groups leave no registers for a residual
+    if config.groups == 2 and (config.outputs not in SECOND_REGISTERS or problem.epilogue.residual):
+        return False
+    in_registers = most_registers(problem, config) <= MOST_REGISTERS
+    return in_registers and shared_bytes(problem, config) <= gpu.shared_per_block
 
 
 def resident_programs(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> int:
