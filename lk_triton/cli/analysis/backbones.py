@@ -6,12 +6,12 @@ import argparse
 import hashlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from ...models import CheckpointMismatch, list_models
 from .. import images, networks
 from ..options import UsageError, missing_extra
 
+Result = TypeVar("Result")
 RANDOM = "random"
 """``Backbone.weights`` of an untrained network."""
 
@@ -79,7 +80,7 @@ class Source:
         }  # fmt: skip
 
     def build(self, size: int, device: torch.device) -> Backbone:
-        """The network, for images of ``size``; without weights it is random, seeded.
+        """The network, for images of ``size``. Without weights it is random, seeded, and stderr says so.
 
         Raises:
             UsageError: it cannot be built, or its weights cannot be had.
@@ -95,6 +96,8 @@ class Source:
             reason = shorten(text or type(error).__name__, 400)  # torch lists each key of a checkpoint that does not fit
             file = f" from {self.checkpoint}" if self.checkpoint and self.kind == "timm" else ""  # ours name it themselves
             raise UsageError(f"cannot build {self.name}{file}: {reason}") from error
+        if found.weights == RANDOM:
+            print(f"lk-triton: warning: {random_warning(self.name)}", file=sys.stderr)
         return Backbone(found.module.eval().requires_grad_(False).to(device), found.normalization, found.weights)
 
     def _ours(self, size: int) -> Backbone:
@@ -136,6 +139,17 @@ def sources(names: Sequence[str], checkpoints: Sequence[str] = (), pretrained: b
     for source in found:
         _check(source)
     return found
+
+
+def each(sources: Sequence[Source], measure: Callable[[Source], Result]) -> tuple[list[Result], dict[str, str]]:
+    """What ``measure`` finds of each network, and by name why it fails for others: the figures of the rest must not be lost."""
+    results, failed = [], {}
+    for source in sources:
+        try:
+            results.append(measure(source))
+        except Exception as error:
+            failed[source.name] = str(error) or type(error).__name__
+    return results, failed
 
 
 def _owner(text: str, names: Sequence[str]) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ class Inputs:
         """All candidates; those that cannot be read are replaced by later ones."""
         return (["sample"] if self.sample else []) + [str(path.absolute()) for path in self.paths]
 
+    @property
+    def wanted(self) -> int:
+        """How many are to be taken."""
+        return min(self.num, len(self.names))
+
     def read(self, name: str, normalization: images.Normalization) -> torch.Tensor | None:
         """(1, 3, size, size); None, with the reason kept, where the image cannot be read."""
         try:
@@ -83,12 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
     out = output.folder(arguments.out, [], arguments.overwrite)
     if not arguments.overwrite:
         check(out, sources, inputs)
-    results, failed = [], {}
-    for source in sources:
-        try:
-            results.append(measure(source, inputs, device, file_of(source, out), arguments.overwrite))
-        except Exception as error:  # one network's failure must not lose the others' figures
-            failed[source.name] = str(error) or type(error).__name__
+    results, failed = backbones.each(
+        sources, lambda source: measure(source, inputs, device, file_of(source, out), arguments.overwrite)
+    )
     for reason in (*inputs.skipped, *(f"{name}: {reason}" for name, reason in failed.items())):
         print(f"lk-triton: skipped {reason}", file=sys.stderr)
     page = None
@@ -139,22 +142,12 @@ def measure(source: Source, inputs: Inputs, device: torch.device, file: Path, ov
             feature map for images of this size.
     """
     backbone = source.build(inputs.size, device)
-    if backbone.weights == backbones.RANDOM:
-        print(f"lk-triton: warning: {backbones.random_warning(source.name)}", file=sys.stderr)
     content = backbone.fingerprint if source.kind == "callable" else None
     accumulation = resume(file, settings_of(source, inputs.size, content), inputs, overwrite)
-    num, before = min(inputs.num, len(inputs.names)), set(accumulation.images)
-    with output.progress(num, source.name, done=len(before)) as bar:
-        for name in inputs.names:
-            if len(accumulation.images) == num and not before:
-                break
-            if name in before:
-                before.remove(name)
-            elif len(accumulation.images) == num:  # passed over by the run before: say again why
-                inputs.read(name, backbone.normalization)
-            elif take(name, backbone, accumulation, inputs, device):
-                accumulation.save(file)
-                bar.update()
+    with output.progress(inputs.wanted, source.name, done=len(accumulation.images)) as bar:
+        for _ in taken(backbone, accumulation, inputs, device):
+            accumulation.save(file)
+            bar.update()
     if accumulation.mean is None:
         raise UsageError("no image could be used")
     scores = study.scores(accumulation.mean)
@@ -182,6 +175,21 @@ def resume(file: Path, settings: dict[str, Any], inputs: Inputs, overwrite: bool
         raise UsageError(f"{reason}: pass --overwrite to start over, or another --out")
     print(f"lk-triton: starting over: {reason}", file=sys.stderr)
     return Accumulation(settings)
+
+
+def taken(backbone: Backbone, accumulation: Accumulation, inputs: Inputs, device: torch.device) -> Iterator[str]:
+    """Add images until ``accumulation`` has as many as are wanted; the name of each behind it."""
+    before = set(accumulation.images)
+    for name in inputs.names:
+        complete = len(accumulation.images) == inputs.wanted
+        if complete and not before:
+            return
+        if name in before:
+            before.remove(name)
+        elif complete:  # passed over by the run before: say again why
+            inputs.read(name, backbone.normalization)
+        elif take(name, backbone, accumulation, inputs, device):
+            yield name
 
 
 def take(name: str, backbone: Backbone, accumulation: Accumulation, inputs: Inputs, device: torch.device) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     out = output.folder(arguments.out, FILES, arguments.overwrite)
     backbone = source.build(SIZE, torch.device("cpu"))
     untrained = backbone.weights == backbones.RANDOM
-    if untrained:
-        print(f"lk-triton: warning: {backbones.random_warning(source.name)}", file=sys.stderr)
     try:
         stages = study.stages(backbone.module)
     except ValueError as error:

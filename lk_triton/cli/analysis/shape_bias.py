@@ -72,12 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     skipped: dict[str, None] = {}
     stimuli = find(arguments.stimuli, skipped)
     out = output.folder(arguments.out, FILES, arguments.overwrite)
-    results, failed = [], {}
-    for source in sources:
-        try:
-            results.append(measure(source, stimuli, arguments.size, arguments.batch, device, skipped))
-        except Exception as error:  # one network's failure must not lose the others' figures
-            failed[source.name] = str(error) or type(error).__name__
+    results, failed = backbones.each(
+        sources, lambda source: measure(source, stimuli, arguments.size, arguments.batch, device, skipped)
+    )
     reasons = [*skipped, *(f"{name}: {reason}" for name, reason in failed.items())]
     for reason in reasons:
         print(f"lk-triton: skipped {reason}", file=sys.stderr)
@@ -114,8 +111,6 @@ def measure(
 ) -> Result:
     """What one network takes the stimuli for."""
     backbone = source.build(size, device)
-    if backbone.weights == backbones.RANDOM:
-        print(f"lk-triton: warning: {backbones.random_warning(source.name)}", file=sys.stderr)
     by_name = {str(stimulus.path): stimulus for stimulus in stimuli}
     trials: list[Trial] = []
 
