@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import error_of
 
 from lk_triton import gpu as gpus
+from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import TritonAlgorithm
 from lk_triton.algorithms.depthwise.direct.host import DirectAlgorithm
 from lk_triton.algorithms.depthwise.toeplitz.cost import issued_macs
 from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm
-from lk_triton.cli import main
-from lk_triton.ops.problem import ConvProblem, Epilogue
+from lk_triton.cli import inspect, main
+from lk_triton.ops.problem import ConvProblem, Epilogue, FfnProblem, Problem
 
 FIELDS = {
     "algorithm": str, "config": dict, "registers": int, "spill_bytes": int, "shared_bytes": int, "occupancy": dict,
@@ -25,6 +29,8 @@ FIELDS = {
 }  # fmt: skip
 SMALL = ("--shape", "2,8,14,14", "--kernel", "13,13")
 PROBLEM = ConvProblem(2, 8, 14, 14, 13, 13, padding=(6, 6), epilogue=Epilogue(True))
+FFN = FfnProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
+H100 = gpus.TABLE["h100"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -151,11 +157,31 @@ def test_model() -> None:
     assert found["total_estimate_us"] == pytest.approx(sum(one["count"] * one["estimate_us"] for one in layers), abs=0.2)
 
 
+@pytest.mark.usefixtures("no_interpreter")
+@pytest.mark.parametrize("problem", [PROBLEM, FFN], ids=str)
+@pytest.mark.parametrize("name", [name for name, a in registry.ALGORITHMS.items() if isinstance(a, TritonAlgorithm)])
+def test_another_algorithm_than_the_one_asked_for_is_said(
+    name: str, problem: Problem, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = inspect._candidates(problem, H100, name, 1, prefer=True)
+    said = capsys.readouterr().err
+    assert (said == "") == (found.algorithm == name)
+    assert said == "" or said.startswith(f"lk-triton: {name} cannot serve {problem} on h100: ")
+
+
+@pytest.mark.usefixtures("no_interpreter")
+def test_a_chain_is_listed_as_its_layers_where_its_layers_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect, "fused_problems", lambda *_: [Counter({FFN: 4})])
+    asked = {"model": "replknet_31b", "batch": 64, "size": 224, "dtype": "float16"}
+    layers = dict.fromkeys(FFN.layers, 4)
+    for algorithm, found in ((None, {FFN: 4}), ("toeplitz", {FFN: 4}), ("convffn", {FFN: 4}), ("pair", layers)):
+        assert inspect._layers(argparse.Namespace(**asked, algorithm=algorithm), H100) == found
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--device", "h300", *SMALL), "unknown architecture 'h300'"),
-        (("--arch", "hopper", *SMALL), "unknown architecture 'hopper'"),
         (("--arch", "sm_90", "--device", "h100", *SMALL), "not allowed with"),
         (SMALL, "one of the arguments --device --arch is required"),
         (("--arch", "sm_90"), "one of the arguments --shape --model is required"),
@@ -170,20 +196,11 @@ def test_model() -> None:
         (("--arch", "sm_90", *SMALL, "--algorithm", "fft"), "unknown algorithm 'fft'"),
         (("--arch", "sm_90", *SMALL, "--algorithm", "torch"), "no Triton kernel"),
         (("--arch", "sm_75", *SMALL, "--algorithm", "toeplitz"), "sm_80 or newer is needed"),
-        (("--arch", "sm_90", *SMALL, "--dtype", "fp8"), "expected one of"),
     ],
 )
 @pytest.mark.usefixtures("no_interpreter")
 def test_wrong_usage(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = main(["inspect", *arguments])
-    except SystemExit as error:
-        code = error.code
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1
+    assert message in error_of(capsys, "inspect", *arguments)
 
 
 def test_interpreter(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

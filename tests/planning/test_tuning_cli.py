@@ -57,24 +57,14 @@ def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         ((), "nothing to tune on cpu: Triton kernels need a CUDA or ROCm GPU; --dry-run lists the candidates without one"),
         (("--arch", "sm_90"), "--arch is for --dry-run"),
         (("--dry-run", "--arch", "sm_90", "--device", "cpu"), "pass one of them"),
-        (("--dry-run", "--arch", "sm90"), "unknown architecture 'sm90'"),
         (("--dry-run", "--model", "replknet"), "replknet_31b"),
         (("--dry-run", "--missing"), "--missing and --seconds are for measuring"),
         (("--dry-run", "--seconds", "5"), "--missing and --seconds are for measuring"),
-        (("--device", "gpu"), "device 'gpu' cannot be used"),
-        (("--device", "cuda:63"), "device 'cuda:63' cannot be used"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [("--batch", "0"), ("--top", "x"), ("--dtype", "int8"), ("--batch",)])
-def test_wrong_arguments(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["tune", *arguments])
-    assert stopped.value.code == 2
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def sources(names: Sequence[str], checkpoints: Sequence[str] = (), pretrained: b
 
 
 def each(sources: Sequence[Source], measure: Callable[[Source], Result]) -> tuple[list[Result], dict[str, str]]:
-    """What ``measure`` finds of each network, and by name why it fails for others: the figures of the rest must not be lost."""
+    """What ``measure`` finds of each network, and by name why it fails for others, without losing what the rest gives."""
     results, failed = [], {}
     for source in sources:
         try:
