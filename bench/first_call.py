@@ -13,8 +13,7 @@ import tempfile
 from pathlib import Path
 
 from lk_triton import gpu as gpus
-from lk_triton.models import create_model
-from lk_triton.ops.tracing import problems_of
+from lk_triton.cli.networks import fused_problems
 from lk_triton.planning.plan import plan
 from lk_triton.planning.tuner import with_layers
 from lk_triton.tools import inspector
@@ -35,14 +34,11 @@ def run(options: argparse.Namespace) -> int:
     """Print one JSON object a layer: problem, source of its plan, registers, kernels that were compiled, seconds."""
     if gpus.interpreted():
         raise usage.UsageError("interpreted kernels are not compiled: unset TRITON_INTERPRET")
-    try:
-        gpu = gpus.for_arch(options.arch)
-        network = create_model(options.model, device="meta").eval().reparameterize().half()
-    except ValueError as error:
-        raise usage.UsageError(str(error)) from None
+    gpu = usage.gpu_for(options.arch)
+    (posed,) = fused_problems(options.model, [options.batch], [options.size], ["float16"])
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
-        for problem in with_layers(problems_of(network, (options.batch, 3, options.size, options.size))):
+        for problem in with_layers(posed):
             kernels, start = _compiled(folder), sum(os.times()[:4])
             chosen = plan(problem, gpu)  # of cublas, its epilogue is compiled
             report = inspector.compile_launch(inspector.meta_launch(problem, chosen.algorithm, chosen.config), gpu.name)

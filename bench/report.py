@@ -8,15 +8,14 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from math import isfinite
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 
-import lk_triton
 from lk_triton.gpu import interpreted, rehearsal
+from lk_triton.planning.entry import versions
 from lk_triton.planning.timing import Timing
 
 from .usage import UsageError, check_out
@@ -65,16 +64,10 @@ def facts(device: torch.device) -> Row:
         name = f"{device.type}, {torch.get_num_threads()} threads"
     if interpreted():
         name += ", Triton interpreted"
-    try:
-        triton = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        triton = "none"
     return {
         "device": name,
         **sms,
-        "torch_version": torch.__version__,
-        "triton_version": triton,
-        "lk_triton_version": lk_triton.__version__,
+        **{f"{package}_version": versions()[package] or "none" for package in ("torch", "triton", "lk_triton")},
         "commit": commit(),
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rehearsal": "true" if rehearsal() else "",

@@ -16,13 +16,14 @@ from lk_triton.cli.options import (
     add_dtype,
     check_out,
     dtype,
+    gpu_for,
     missing_extra,
     positive,
     torch_device,
 )
 
 __all__ = [
-    "DTYPES", "UsageError", "add_device", "add_dtype", "as_program", "check_out", "dtype", "leave_if_lost",
+    "DTYPES", "UsageError", "add_device", "add_dtype", "as_program", "check_out", "dtype", "gpu_for", "leave_if_lost",
     "missing_extra", "positive", "torch_device",
 ]  # fmt: skip
 

@@ -19,7 +19,7 @@ ORDER = (
     ("functional",),
     ("nn",),
     ("graph", "tools", "program"),
-    ("models", "cli.options"),
+    ("models", "cli.options", "cli.networks"),
     ("bench",),
     ("cli",),
 )
