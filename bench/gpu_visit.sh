@@ -95,7 +95,7 @@ launches | compile)
     export OMP_NUM_THREADS=1 LK_TRITON_REHEARSAL=1 LK_TRITON_VERIFY=0
     run+=(lk_triton.bench.stub)
     scale=20
-    [[ $as == launches ]] && top=(--top 1) few=(-k resident-0)
+    [[ $as == launches ]] && top=(--top 1) few=(-k toeplitz_hopper-0)
     ;;
 esac
 ((total *= scale)) # by a clock that is no part of a rehearsal
@@ -239,7 +239,7 @@ part_c() {
         [[ $as == gpu ]] && wrapped=(env LK_TRITON_VERIFY=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1
             compute-sanitizer --target-processes all --error-exitcode 1)
         tests sanitizer 40 "tests/algorithms/test_on_gpu.py::test_random_problems_and_configs[convstem-0]" \
-            "tests/algorithms/test_on_gpu.py::test_random_problems_and_configs[resident-0]" \
+            "tests/algorithms/test_on_gpu.py::test_random_problems_and_configs[toeplitz_hopper-0]" \
             "tests/algorithms/test_on_gpu.py::test_random_problems_and_configs[convffn-0]"
     fi
     if [[ $as != gpu ]] || command -v ncu >/dev/null; then

@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from lk_triton.algorithms import registry
 from lk_triton.ops.problem import ConvProblem, Problem
 from lk_triton.planning.entry import problem_from_json
 
@@ -115,7 +116,7 @@ def algorithm_of(row: Row) -> str:
         ValueError: the ``config`` is not one of ours.
     """
     ours = row["provider"].startswith(OURS) and row["config"] and row["problem"]
-    return str(json.loads(row["config"])["algorithm"]) if ours else ""
+    return registry.get(json.loads(row["config"])["algorithm"]).name if ours else ""
 
 
 def _rows(file: Path) -> Iterator[Row]:
@@ -171,7 +172,7 @@ def _tuned(file: str, head: Mapping[str, Any], data: Mapping[str, Any]) -> Tuned
     best: dict[str, float] = {}
     for trial in data["trials"]:
         if trial["microseconds"] is not None:
-            name = trial["algorithm"]
+            name = registry.get(trial["algorithm"]).name
             best[name] = min(best.get(name, float("inf")), _positive(trial["microseconds"], "microseconds"))
     return Tuned(file, head["device"], head["versions"], problem_from_json(data["problem"]), best)
 

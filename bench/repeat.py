@@ -1,6 +1,6 @@
 """The same input many times through the same kernel: every output bit for bit the first one, and that one right.
 
-A kernel whose warps are synchronised by hand may be right nearly always. By default ``resident`` on the four layers of
+A kernel whose warps are synchronised by hand may be right nearly always. By default ``toeplitz_hopper`` on the four layers of
 RepLKNet-31B: with Triton 3.6 it has no fence between copies and products.
 """
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.add_argument("--cases", nargs="+", default=["31b-224-*-n64"], metavar="PATTERN", help="as of bench conv")
     parser.add_argument("--pointwise", action="store_true", help="a 1x1 convolution of one image too")
-    parser.add_argument("--algorithm", default="resident", metavar="A", help="or auto; default: %(default)s")
+    parser.add_argument("--algorithm", default="toeplitz_hopper", metavar="A", help="or auto; default: %(default)s")
     parser.add_argument("--calls", type=usage.positive, default=200, metavar="N", help="default: %(default)s")
     parser.add_argument("--dtype", type=usage.dtype, default="float16", metavar="T", help="fp16, bf16 or fp32; default: fp16")
     usage.add_device(parser)

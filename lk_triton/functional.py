@@ -49,13 +49,13 @@ def depthwise_conv2d(
         padding: ``"same"`` (KH, KW odd), ``"valid"``, an int, or (h, w): zeros on both sides of each axis.
         stride, dilation: an int or (h, w).
         precision: float32 only: ``"ieee"``, ``"tf32x3"`` or ``"tf32"``; None means float32-class accuracy.
-        algorithm: ``"auto"``, or ``"toeplitz"``, ``"resident"``, ``"direct"``, ``"onednn"``, ``"torch"`` to force one.
+        algorithm: ``"auto"``, or ``"toeplitz"``, ``"toeplitz_hopper"``, ``"direct"``, ``"onednn"``, ``"torch"`` to force one.
 
     Returns:
         (N, C * multiplier, OH, OW) in the dtype and layout of x. Accumulation is in float32.
 
-    ``toeplitz`` and ``resident`` multiply whole windows by zeros, so Inf and NaN in x spread up to a tile beyond the filter's
-    footprint; the others have exact footprints.
+    ``toeplitz`` and ``toeplitz_hopper`` multiply whole windows by zeros, so Inf and NaN in x spread up to a tile beyond the
+    filter's footprint; the others have exact footprints.
 
     Raises:
         TypeError: unsupported or mixed dtypes (outside autocast).
@@ -152,7 +152,7 @@ def dense_conv2d(
         weight: (Cout, Cin, KH, KW), the dtype of x.
         stride, padding: an int or (h, w).
         out_layout: ``"nchw"`` (contiguous), ``"channel_major"``, or None for the layout of x (docs/kernels.md).
-        algorithm: ``"auto"``, or as ``pointwise_conv2d``, or ``"stem"``.
+        algorithm: ``"auto"``, or as ``pointwise_conv2d``, or ``"implicit_gemm"``.
 
     Returns:
         (N, Cout, OH, OW) in the dtype of x and in ``out_layout``.

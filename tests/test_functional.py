@@ -315,7 +315,7 @@ def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explanation() -> None:
     verdict = explain(X, W, stride=2, activation="relu")
-    assert set(verdict.algorithms) == {"toeplitz", "resident", "direct", "onednn", "torch"}
+    assert set(verdict.algorithms) == {"toeplitz", "toeplitz_hopper", "direct", "onednn", "torch"}
     assert isinstance(verdict.algorithms["toeplitz"], str)
     assert isinstance(verdict.algorithms["direct"], float)
     assert verdict.problem.epilogue.activation == "relu"

@@ -22,7 +22,7 @@ from lk_triton.algorithms.pair import PairAlgorithm
 from lk_triton.functional import explain_problem
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.planning import cache, tuner
-from lk_triton.planning.plan import plan, preferred, why_not
+from lk_triton.planning.plan import excluded, plan, preferred, why_not
 
 H100, A100 = gpus.for_arch("sm_90"), gpus.for_arch("sm_80")
 LARGE = ConvProblem(64, 128, 56, 56, 31, 31, padding=(15, 15))
@@ -94,6 +94,23 @@ def test_forced_refusals_and_unknown_names() -> None:
             call()
 
 
+@pytest.mark.parametrize(("old", "name"), registry.RENAMED.items())
+def test_former_names_mean_the_algorithms_of_today(old: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    problem = next(p for p in (replace(LARGE, dtype="float16"), CHAINS[1].layers[0]) if why_not(p, H100, name) is None)
+    forced = plan(problem, H100, name)
+    assert plan(problem, H100, old) == forced
+    assert forced.algorithm == name
+    with lk_triton.use(old):
+        assert preferred() == name
+        assert plan(problem, H100) == replace(forced, source="preference")
+    monkeypatch.setenv("LK_TRITON_ALGORITHM", old)
+    assert preferred() == name
+    monkeypatch.delenv("LK_TRITON_ALGORITHM")
+    monkeypatch.setenv("LK_TRITON_WITHOUT", old)
+    assert excluded() == {name}
+
+
 def test_old_gpus_and_other_devices() -> None:
     old = gpus.for_arch("sm_75")
     assert "sm_75 has no usable tensor cores: sm_80 or newer" in str(why_not(LARGE, old, "toeplitz"))
@@ -135,9 +152,10 @@ def test_empty_batch_is_planned_as_one_image() -> None:
 def test_explain_problem_of_a_device_that_is_not_here() -> None:
     verdict = explain_problem(LARGE, A100)
     assert (verdict.device, verdict.plan) == ("a100", plan(LARGE, A100))
-    assert all(isinstance(v, float) and v > 0 for name, v in verdict.algorithms.items() if name not in ("resident", "onednn"))
+    serving = verdict.algorithms.keys() - {"toeplitz_hopper", "onednn"}
+    assert all(isinstance(v := verdict.algorithms[name], float) and v > 0 for name in serving)
     assert verdict.algorithms["onednn"] == "it runs on CPUs, got a100"
-    assert verdict.algorithms["resident"] == "sm_80 has no wgmma: sm_90 is needed"
+    assert verdict.algorithms["toeplitz_hopper"] == "sm_80 has no wgmma: sm_90 is needed"
     for needs_grad, expected in ((True, "torch"), (False, "toeplitz")):
         assert explain_problem(LARGE, H100, needs_grad=needs_grad).plan.algorithm == expected
 
@@ -185,7 +203,7 @@ def test_layers_of_a_chain_leave_it_out_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(triple, PairAlgorithm)
     monkeypatch.setenv("LK_TRITON_WITHOUT", "pointwise,direct")
     assert [pair.plan(layer, H100).algorithm for layer in CHAINS[0].layers] == ["cublas", "cublas"]
-    assert [triple.plan(layer, H100).algorithm for layer in CHAINS[1].layers] == ["stem", "torch", "cublas"]
+    assert [triple.plan(layer, H100).algorithm for layer in CHAINS[1].layers] == ["implicit_gemm", "torch", "cublas"]
     monkeypatch.delenv("LK_TRITON_WITHOUT")
     with lk_triton.use("toeplitz"):
         assert triple.plan(CHAINS[1].layers[1], H100).algorithm == "direct"

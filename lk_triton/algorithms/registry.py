@@ -8,21 +8,25 @@ from __future__ import annotations
 from ..ops.problem import Problem
 from .base import Algorithm
 from .dense.cublas import CublasAlgorithm
-from .dense.implicit_gemm.host import StemAlgorithm
+from .dense.implicit_gemm.host import ImplicitGemmAlgorithm
 from .dense.pointwise.host import PointwiseAlgorithm
 from .depthwise.direct.host import DirectAlgorithm
 from .depthwise.toeplitz.host import ToeplitzAlgorithm
-from .depthwise.toeplitz_hopper.host import ResidentAlgorithm
+from .depthwise.toeplitz_hopper.host import ToeplitzHopperAlgorithm
 from .fused.ffn.host import ConvffnAlgorithm
 from .fused.stem.host import ConvstemAlgorithm
 from .onednn import OnednnAlgorithm
 from .torch_ import TorchAlgorithm
 
 _ALL: tuple[Algorithm, ...] = (
-    ToeplitzAlgorithm(), ResidentAlgorithm(), DirectAlgorithm(), PointwiseAlgorithm(), CublasAlgorithm(), StemAlgorithm(),
+    ToeplitzAlgorithm(), ToeplitzHopperAlgorithm(), DirectAlgorithm(),
+    PointwiseAlgorithm(), CublasAlgorithm(), ImplicitGemmAlgorithm(),
     ConvffnAlgorithm(), ConvstemAlgorithm(), OnednnAlgorithm(), TorchAlgorithm(),
 )  # fmt: skip
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _ALL}
+
+RENAMED = {"resident": "toeplitz_hopper", "stem": "implicit_gemm"}
+"""Former names of algorithms and of their kernel forms, which calls, variables and files may still say."""
 
 
 def meant_for(problem: Problem | type[Problem]) -> dict[str, Algorithm]:
@@ -32,11 +36,12 @@ def meant_for(problem: Problem | type[Problem]) -> dict[str, Algorithm]:
 
 
 def get(name: str) -> Algorithm:
-    """The algorithm called ``name``.
+    """The algorithm that is or was called ``name``.
 
     Raises:
         ValueError: there is none of that name.
     """
+    name = RENAMED.get(name, name)
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}: expected 'auto' or one of {', '.join(map(repr, ALGORITHMS))}")
     return ALGORITHMS[name]

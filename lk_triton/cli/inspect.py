@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive, metavar="N", help="with --model")
     parser.add_argument("--size", type=positive, metavar="N", help="with --model: input height and width")
     parser.add_argument("--dtype", type=dtype, default="float16", metavar="T", help="fp16, bf16 or fp32; default: fp16")
-    parser.add_argument("--algorithm", metavar="A", help="toeplitz, resident or direct; default: the best of them")
+    parser.add_argument("--algorithm", metavar="A", help="toeplitz, toeplitz_hopper or direct; default: the best of them")
     parser.add_argument("--top", type=positive, metavar="K", help="configs a problem; default: 3; with --model 1")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--sass", metavar="FILE", help="with --shape: write the disassembly of the best config")
@@ -172,7 +172,7 @@ def _candidates(problem: Problem, gpu: Gpu, algorithm: str | None, top: int, pre
         print(f"lk-triton: {refused}; the best of the others is shown", file=sys.stderr)
         algorithm = None
     if algorithm is not None:
-        found = [c for c in tuner.candidates(problem, gpu, sys.maxsize) if c.algorithm == algorithm][:top]
+        found = [c for c in tuner.candidates(problem, gpu, sys.maxsize) if c.algorithm == registry.get(algorithm).name][:top]
     elif isinstance(problem, Chain):  # what runs its layers in turn has no kernel of its own
         found = [c for c in tuner.candidates(problem, gpu, sys.maxsize) if _has_kernel(c.algorithm)][:top]
     else:

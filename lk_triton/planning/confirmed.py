@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..algorithms import registry
 from ..algorithms.base import TritonAlgorithm
-from .entry import LAST_HASHES, with_version
+from .entry import LAST_HASHES, brought_up_to_date
 
 FILE = Path(__file__).with_name("confirmed.json")
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,7 @@ def confirmed(form: str, version: int, arch: str, everywhere: bool) -> bool:
     Args:
         everywhere: whether a proof counts on all architectures: of a kernel whose synchronization is the compiler's affair.
     """
+    form = registry.RENAMED.get(form, form)
     return any(r.form == form and r.version == version and (everywhere or r.arch == arch) for r in rows())
 
 
@@ -93,7 +94,9 @@ def _of_trials(file: Path) -> Iterator[_Found]:
 
 
 def _row(data: dict[str, Any], arch: str, versions: dict[str, Any]) -> Iterator[_Found]:
-    if isinstance(registry.ALGORITHMS.get(data["algorithm"]), TritonAlgorithm):
+    algorithm = registry.ALGORITHMS.get(registry.RENAMED.get(data["algorithm"], data["algorithm"]))
+    if isinstance(algorithm, TritonAlgorithm):
         if "version" not in data:
-            data = with_version({**data, "source_hash": LAST_HASHES[data["algorithm"]]})
+            data = {**data, "source_hash": LAST_HASHES[algorithm.name]}
+        data = brought_up_to_date(data)
         yield data["form"], data["version"], arch, versions["triton"]

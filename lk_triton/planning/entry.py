@@ -21,8 +21,8 @@ from ..algorithms.base import Config
 from ..ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 
 LAST_HASHES = {
-    "toeplitz": "8cf25b278cceda65", "resident": "6cb1060d6c02a437", "direct": "db46fb1084b39604",
-    "pointwise": "d76818abc0743223", "cublas": "ed0b1baa971928b0", "stem": "188cd04ec3769d9a",
+    "toeplitz": "8cf25b278cceda65", "toeplitz_hopper": "6cb1060d6c02a437", "direct": "db46fb1084b39604",
+    "pointwise": "d76818abc0743223", "cublas": "ed0b1baa971928b0", "implicit_gemm": "188cd04ec3769d9a",
     "convffn": "b9b606ab16abb0cb", "convstem": "7bc445153f2b7e8e", "pair": "be54895e50f9b79c",
     "triple": "f7d1d88eb3111ded", "onednn": "ffab238ba65bb3fb", "torch": "703e687c50f39c43",
 }  # fmt: skip
@@ -59,7 +59,7 @@ def from_json(data: Any) -> Entry:
         ValueError: this is no entry of this version of the library.
     """
     try:
-        values = {**_fields(Entry, with_version(data))}
+        values = {**_fields(Entry, brought_up_to_date(data))}
         values["problem"] = problem_from_json(values["problem"])
         algorithm = registry.get(values["algorithm"])
         values["config"] = config_from_json(algorithm.config_type, values["config"])
@@ -117,14 +117,17 @@ def stale(data: dict[str, Any]) -> bool:
         ValueError: the entry names no algorithm of this version.
     """
     try:
-        data = with_version(data)
+        data = brought_up_to_date(data)
         return data["version"] != registry.get(data["algorithm"]).versions.get(data["form"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry: {error!r}") from None
 
 
-def with_version(data: dict[str, Any]) -> dict[str, Any]:
-    """An entry from the time of ``LAST_HASHES`` as one of version 1, or of 0 where its hash is another; others as they are."""
+def brought_up_to_date(data: dict[str, Any]) -> dict[str, Any]:
+    """An entry with the names that algorithms have. One from the time of ``LAST_HASHES`` is of version 1, or of 0 where its
+    hash is another."""
+    names = {key: registry.RENAMED.get(data[key], data[key]) for key in ("algorithm", "form") if key in data}
+    data = {**data, **names}
     if "source_hash" not in data:
         return data
     name, channels = data["algorithm"], data["config"].get("channels")

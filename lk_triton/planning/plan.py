@@ -55,9 +55,7 @@ def use(algorithm: str) -> Iterator[None]:
     Raises:
         ValueError: no algorithm of that name.
     """
-    if algorithm != "auto":
-        registry.get(algorithm)
-    token = _preferred.set(algorithm)
+    token = _preferred.set(algorithm if algorithm == "auto" else registry.get(algorithm).name)
     try:
         yield
     finally:
@@ -74,12 +72,10 @@ def preferred() -> str:
     if chosen is not None:
         return chosen
     named = os.environ.get("LK_TRITON_ALGORITHM") or "auto"
-    if named != "auto":
-        try:
-            registry.get(named)
-        except ValueError as error:
-            raise ValueError(f"LK_TRITON_ALGORITHM={named}: {error}") from None
-    return named
+    try:
+        return named if named == "auto" else registry.get(named).name
+    except ValueError as error:
+        raise ValueError(f"LK_TRITON_ALGORITHM={named}: {error}") from None
 
 
 def excluded() -> frozenset[str]:
@@ -94,12 +90,11 @@ def excluded() -> frozenset[str]:
 
 @lru_cache
 def _names(named: str) -> frozenset[str]:
-    names = frozenset(name.strip() for name in named.split(",")) - {""}
-    for name in sorted(names):
-        try:
-            registry.get(name)
-        except ValueError as error:
-            raise ValueError(f"{WITHOUT}={named}: {error}") from None
+    given = {name.strip() for name in named.split(",")} - {""}
+    try:
+        names = frozenset(registry.get(name).name for name in sorted(given))
+    except ValueError as error:
+        raise ValueError(f"{WITHOUT}={named}: {error}") from None
     if "torch" in names:
         raise ValueError(f"{WITHOUT}={named}: torch cannot be excluded, it serves where nothing else does")
     return names
@@ -123,7 +118,7 @@ def plan(
     rounds = problem.dtype == "float32" and rounds_products()
     state = environment.state(), cache.state(), torch.backends.mkldnn.enabled, rounds
     if algorithm != "auto":
-        return _forced(problem, gpu, algorithm, bank_format, state)
+        return _forced(problem, gpu, registry.get(algorithm).name, bank_format, state)
     without = excluded() | _distrusted.get((problem, gpu), frozenset()) if _distrusted else excluded()
     return _auto(problem, gpu, preferred(), without, bank_format, packing, state)
 

@@ -1,4 +1,4 @@
-"""Dense convolutions (``pointwise``, ``cublas``, ``stem``) in the interpreter: right whatever sizes, strides and config."""
+"""Dense convolutions (``pointwise``, ``cublas``, ``implicit_gemm``) in the interpreter: right for any sizes and config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import lk_triton
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.dense.base import row_arguments
-from lk_triton.algorithms.dense.implicit_gemm.host import StemAlgorithm
+from lk_triton.algorithms.dense.implicit_gemm.host import ImplicitGemmAlgorithm
 from lk_triton.algorithms.dense.implicit_gemm.host import issued_macs as stem_macs
 from lk_triton.algorithms.dense.pointwise.cost import issued_macs, operand_bytes, shared_bytes, tensor_columns
 from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
@@ -27,7 +27,7 @@ from lk_triton.planning.plan import plan
 
 H100 = gpus.TABLE["h100"]
 CPU = torch.device("cpu")
-POINTWISE, STEM = PointwiseAlgorithm(), StemAlgorithm()
+POINTWISE, IMPLICIT_GEMM = PointwiseAlgorithm(), ImplicitGemmAlgorithm()
 
 
 def random_problem(rng: random.Random, pointwise: bool) -> DenseProblem:
@@ -68,7 +68,7 @@ def test_random_problems_and_configs(pointwise: bool) -> None:
             assert verdict.ok, (problem, name, config, verdict)
             seen.add((name, getattr(config, "tma", None), problem.dtype))
     kinds = {name for name, _, _ in seen}
-    assert kinds == ({"pointwise", "cublas", "torch"} if pointwise else {"stem", "torch"})
+    assert kinds == ({"pointwise", "cublas", "torch"} if pointwise else {"implicit_gemm", "torch"})
     if pointwise:
         assert {tma for name, tma, _ in seen if name == "pointwise"} == {True, False}
         assert {dtype for name, _, dtype in seen if name == "pointwise"} == {"float16", "bfloat16", "float32"}
@@ -90,10 +90,10 @@ def test_counted_work_of_the_stem(recorded) -> None:
     rng = random.Random(2)
     for _ in range(8):
         problem = replace(random_problem(rng, False), dtype="float16")
-        config = rng.choice(STEM.configs(problem, H100))
+        config = rng.choice(IMPLICIT_GEMM.configs(problem, H100))
         gate = Gate(problem, CPU)
         recorded.clear()
-        STEM.launch(problem, config, gate.x, gate.weight, gate.bias, gate.residual)
+        IMPLICIT_GEMM.launch(problem, config, gate.x, gate.weight, gate.bias, gate.residual)
         assert recorded.macs == stem_macs(problem, config)
 
 
@@ -140,8 +140,8 @@ def test_refusals() -> None:
     three = DenseProblem(1, 64, 8, 8, 8, 3, 3, padding=(1, 1))
     one = DenseProblem(1, 64, 8, 8, 8)
     assert "no 1x1 convolution" in str(POINTWISE.why_not(three, H100))
-    assert "576 taps" in str(STEM.why_not(three, H100))
-    assert "pointwise" in str(STEM.why_not(one, H100))
+    assert "576 taps" in str(IMPLICIT_GEMM.why_not(three, H100))
+    assert "pointwise" in str(IMPLICIT_GEMM.why_not(one, H100))
     assert "sm_80 or newer" in str(POINTWISE.why_not(one, gpus.for_arch("sm_70")))
     assert "not for dense" in str(registry.get("direct").why_not(one, H100))
     assert "split the batch" in str(POINTWISE.why_not(replace(one, n=2**20, h=64, w=64), H100))
@@ -174,7 +174,7 @@ def drawn(arch: str, count: int) -> list[tuple]:
         }  # fmt: skip
         name = "pointwise"
         if len(found) % 4 == 3:
-            name, fields = "stem", {**fields, "c": 3, "kh": 3, "kw": 3, "stride": (2, 2), "padding": (1, 1)}
+            name, fields = "implicit_gemm", {**fields, "c": 3, "kh": 3, "kw": 3, "stride": (2, 2), "padding": (1, 1)}
         epilogue = (True, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4)
         configs = registry.get(name).configs(DenseProblem(**fields, epilogue=Epilogue(*epilogue)), target)
         found.append((arch, name, fields, epilogue, rng.randrange(len(configs))))
@@ -226,8 +226,8 @@ def test_a_stem_of_another_height_than_width(kernel: Any, stride: Any, padding: 
     kh, kw = kernel
     problem = DenseProblem(2, 3, 9, 12, 8, kh, kw, stride, padding, dtype="float32", epilogue=Epilogue(True, "relu"))
     gate = Gate(problem, CPU)
-    for config in STEM.configs(problem, H100)[:2]:
-        verdict = gate.check(lambda x, c=config: STEM.launch(problem, c, x, gate.weight, gate.bias, gate.residual))
+    for config in IMPLICIT_GEMM.configs(problem, H100)[:2]:
+        verdict = gate.check(lambda x, c=config: IMPLICIT_GEMM.launch(problem, c, x, gate.weight, gate.bias, gate.residual))
         assert verdict.ok, (config, verdict)
 
 

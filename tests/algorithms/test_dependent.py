@@ -31,7 +31,7 @@ for name, problem in (
     ("direct", ConvProblem(1, 512, 14, 14, 3, 3, padding=(1, 1), epilogue=residual)),
     ("pointwise", DenseProblem(1, 512, 14, 14, 512, **rows, epilogue=residual)),
     ("pointwise", DenseProblem(1, 20, 14, 15, 512, epilogue=residual)),
-    ("stem", DenseProblem(1, 3, 32, 32, 128, 3, 3, (2, 2), (1, 1), epilogue=Epilogue(True, "relu"))),
+    ("implicit_gemm", DenseProblem(1, 3, 32, 32, 128, 3, 3, (2, 2), (1, 1), epilogue=Epilogue(True, "relu"))),
     ("convffn", FfnProblem(1, 128, 56, 56, 512, **rows)),
     ("convstem", StemProblem(1, 3, 224, 224, 128)),
     ("cublas", DenseProblem(1, 512, 14, 14, 512, **rows, epilogue=residual)),

@@ -39,7 +39,7 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
 
 DTYPES = ("float32", "bfloat16")
 ORDERS = ("channel_major", "channels_last", "channel slice")
-SPREADING = ("toeplitz", "resident")
+SPREADING = ("toeplitz", "toeplitz_hopper")
 """Documented to multiply whole windows by zeros, so that NaN in x reaches beyond the filter's footprint in its channel."""
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 CONFIGS = 4
 
 
-def draw_resident(rng: random.Random) -> ConvProblem:
+def draw_toeplitz_hopper(rng: random.Random) -> ConvProblem:
     """Batches that do and do not fill a tile block, odd sizes, every epilogue."""
     kh, kw = rng.choice([(7, 7), (13, 13), (31, 31), (51, 5), (5, 21), (27, 27)])
     h, w = rng.choice([(rng.randint(1, 40), rng.randint(1, 70)), (56, 56), (28, 28), (14, 14), (7, 7)])
@@ -35,11 +35,11 @@ def draw_resident(rng: random.Random) -> ConvProblem:
 
 
 DRAW = {
-    "resident": draw_resident,
+    "toeplitz_hopper": draw_toeplitz_hopper,
     "toeplitz": test_toeplitz.random_problem,
     "direct": test_direct.draw,
     "pointwise": lambda rng: test_dense.random_problem(rng, True),
-    "stem": lambda rng: test_dense.random_problem(rng, False),
+    "implicit_gemm": lambda rng: test_dense.random_problem(rng, False),
     "convffn": test_convffn.random_problem,
     "pair": test_convffn.random_problem,
     "convstem": test_convstem.random_problem,
@@ -64,7 +64,7 @@ LAYERS: dict[str, Problem] = {
         f"stem-{c}-n{n}": StemProblem(n, 3, 224, 224, c, out_layout="channel_major")
         for c, n in ((128, 1), (128, 4), (192, 2), (256, 2))
     },
-    "stem": DenseProblem(2, 3, 224, 224, 128, 3, 3, (2, 2), (1, 1), out_layout="channel_major"),
+    "implicit_gemm": DenseProblem(2, 3, 224, 224, 128, 3, 3, (2, 2), (1, 1), out_layout="channel_major"),
 }
 """The shapes of RepLKNet-31B with fewer images and channels."""
 

@@ -54,9 +54,9 @@ def test_forms_are_those_of_the_registry() -> None:
     for form, plans in RECORDS.plans.items():
         assert plans, form
         assert {plan.form for plan in plans} == {form}
-        assert {plan.arch for plan in plans} == ({"sm_90"} if form == "resident" else {"sm_80", "sm_90"}), form
+        assert {plan.arch for plan in plans} == ({"sm_90"} if form == "toeplitz_hopper" else {"sm_80", "sm_90"}), form
         assert {plan.problem.dtype for plan in plans} >= {"float16", "bfloat16"}
-        assert {plan.problem.n for plan in plans} >= {64} if form == "resident" else {1, 64}
+        assert {plan.problem.n for plan in plans} >= {64} if form == "toeplitz_hopper" else {1, 64}
 
 
 def test_every_plan_of_the_network_is_recorded() -> None:
@@ -76,7 +76,8 @@ def test_a_hash_covers_kernels_launch_and_packing() -> None:
     assert names_of("toeplitz") > common | {
         "toeplitz_kernel", "_accumulate", "activate", "follow", "pack_kernel", "row_length", "plane_arguments", "vector_width",
     }  # fmt: skip
-    assert names_of("resident") > common | {"resident_kernel", "_shared", "_window", "activate", "pack_kernel", "steps_of"}
+    hopper = {"resident_kernel", "_shared", "_window", "activate", "pack_kernel", "steps_of"}
+    assert names_of("toeplitz_hopper") > common | hopper
     assert names_of("pointwise") > common | {"pointwise_kernel", "store_tile", "column_offsets", "_descriptors", "describable"}
     assert names_of("cublas") > common | {"epilogue_kernel", "column_offsets"}
     assert names_of("direct") > common | {"direct_kernel", "_planes_launch", "_split"}
@@ -127,17 +128,17 @@ def test_the_cost_model_refusals_and_types_change_no_hash(module: str, old: str,
     ("module", "old", "new", "expected"),
     [
         ("algorithms.depthwise.toeplitz.kernel", "tl.dot(", "tl.dot( 0 + ", {"toeplitz"}),
-        ("algorithms.depthwise.toeplitz.kernel", "def pack_kernel(", "def pack_kernel(a, ", {"toeplitz", "resident"}),
-        ("algorithms.depthwise.toeplitz_hopper.kernel", "warpgroup_mma_wait(", "warpgroup_mma_wait(0 + ", {"resident"}),
+        ("algorithms.depthwise.toeplitz.kernel", "def pack_kernel(", "def pack_kernel(a, ", {"toeplitz", "toeplitz_hopper"}),
+        ("algorithms.depthwise.toeplitz_hopper.kernel", "warpgroup_mma_wait(", "warpgroup_mma_wait(0 + ", {"toeplitz_hopper"}),
         ("algorithms.depthwise.direct.kernel", "acc[7] + ", "acc[7] - ", {"direct"}),
         ("algorithms.depthwise.direct.kernel", "BLOCK: tl.constexpr", "BLOCK", {"direct"}),
         ("algorithms.fused.stem.kernel", "return tl.dot(a, b)", "return tl.dot(b, a)", {"convstem"}),
-        ("algorithms.shared.pdl", "if PDL:", "if not PDL:", {*forms()} - {"resident"}),
+        ("algorithms.shared.pdl", "if PDL:", "if not PDL:", {*forms()} - {"toeplitz_hopper"}),
         ("algorithms.depthwise.direct.channels_last", '"V": vector,', '"V": 1,', {"direct_channels_last"}),
         ("algorithms.depthwise.direct.host", '"BLOCK": config.block', '"BLOCK": 32', {"direct"}),
-        ("algorithms.depthwise.toeplitz_hopper.cost", "IMAGES = 64", "IMAGES = 32", {"resident"}),
+        ("algorithms.depthwise.toeplitz_hopper.cost", "IMAGES = 64", "IMAGES = 32", {"toeplitz_hopper"}),
         ("algorithms.dense.cublas", "num_warps=4", "num_warps=8", {"cublas"}),
-        ("algorithms.base", "x.stride(0) // xv", "x.stride(1) // xv", {"toeplitz", "resident", "direct"}),
+        ("algorithms.base", "x.stride(0) // xv", "x.stride(1) // xv", {"toeplitz", "toeplitz_hopper", "direct"}),
         ("ops.layout", "CHANNEL_STRIDE_MULTIPLE = 64", "CHANNEL_STRIDE_MULTIPLE = 8", {*forms()}),
     ],
 )

@@ -56,7 +56,7 @@ def test_repeated_calls_that_do_not(
 
 
 def test_what_cannot_serve_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    assert repeat.main([*LAYER, "--algorithm", "resident"]) == 1
+    assert repeat.main([*LAYER, "--algorithm", "toeplitz_hopper"]) == 1
     assert "cannot serve" in capsys.readouterr().out
 
 

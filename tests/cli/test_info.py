@@ -35,7 +35,7 @@ def test_info_json(capsys: pytest.CaptureFixture[str], arch: str | None) -> None
         assert set(layer["estimate_us"]) | set(layer["refusals"]) == meant
     large = next(layer for layer in half if "31x31" in layer["problem"])
     if arch in ("sm_90", "sm_80"):
-        assert large["algorithm"] == ("resident" if arch == "sm_90" and why_no_gluon() is None else "toeplitz")
+        assert large["algorithm"] == ("toeplitz_hopper" if arch == "sm_90" and why_no_gluon() is None else "toeplitz")
     elif arch == "sm_70":
         assert "toeplitz" in large["refusals"]
 

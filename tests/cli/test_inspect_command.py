@@ -68,8 +68,8 @@ def test_json_of_one_problem(tmp_path: Path) -> None:
     for one in found:
         check_schema(one)
     assert [one["estimate_us"] for one in found] == sorted(one["estimate_us"] for one in found)
-    assert {"toeplitz", "direct"} <= {one["algorithm"] for one in found} <= {"toeplitz", "resident", "direct"}
-    for one in (one for one in found if one["algorithm"] != "resident"):
+    assert {"toeplitz", "direct"} <= {one["algorithm"] for one in found} <= {"toeplitz", "toeplitz_hopper", "direct"}
+    for one in (one for one in found if one["algorithm"] != "toeplitz_hopper"):
         algorithm = ToeplitzAlgorithm() if one["algorithm"] == "toeplitz" else DirectAlgorithm()
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in one["config"].items()}
         config = algorithm.config_type(**values)

@@ -38,7 +38,7 @@ def written(folder: Path, *trials: dict[str, object], **header: object) -> Path:
 
 def test_what_passed_the_gate_is_confirmed(tmp_path: Path) -> None:
     trials = (
-        trial("resident", 5.0, form="resident", version=3), trial("resident", 4.0, form="resident", version=3),
+        trial("resident", 5.0, form="resident", version=3), trial("toeplitz_hopper", 4.0, form="toeplitz_hopper", version=3),
         trial("stem", None, form="stem", version=1), trial("toeplitz", 1.0), trial("pair", 2.0, form="pair", version=1),
         trial("gone", 2.0), {**trial("direct", 1.0), "config": {"channels": 8}},
     )  # fmt: skip
@@ -47,8 +47,8 @@ def test_what_passed_the_gate_is_confirmed(tmp_path: Path) -> None:
     name = "bench/results/some/configs.jsonl"
     assert collect(files, tmp_path) == [
         Row("direct_channels_last", 1, "sm_90", "3.7.1", name),
-        Row("resident", 3, "sm_90", "3.7.1", name),
         Row("toeplitz", 1, "sm_90", "3.7.1", name),
+        Row("toeplitz_hopper", 3, "sm_90", "3.7.1", name),
     ]
     confirmed.write(collect(files, tmp_path), tmp_path / "rows.json")
     assert [Row(**r) for r in json.loads((tmp_path / "rows.json").read_text())] == collect(files, tmp_path)
@@ -63,4 +63,4 @@ def test_a_proof_counts_where_it_was_made_or_everywhere(monkeypatch: pytest.Monk
     assert not confirmed.confirmed("form", 2, "sm_80", everywhere=False)
     assert not confirmed.confirmed("form", 3, "sm_90", everywhere=True)
     assert not confirmed.confirmed("other", 2, "sm_90", everywhere=True)
-    assert [name for name, a in registry.ALGORITHMS.items() if a.hand_synchronized] == ["resident"]
+    assert [name for name, a in registry.ALGORITHMS.items() if a.hand_synchronized] == ["toeplitz_hopper"]

@@ -238,7 +238,7 @@ def test_a_gate_that_does_not_fit_rejects_and_says_why(monkeypatch: pytest.Monke
 def test_what_no_triton_algorithm_serves() -> None:
     (result,) = lk_triton.tune([replace(TINY, dtype="float64")])
     assert (result.plan.algorithm, result.microseconds, result.trials) == ("torch", None, ())
-    assert set(result.notes) == {"toeplitz", "resident", "direct", "onednn"}
+    assert set(result.notes) == {"toeplitz", "toeplitz_hopper", "direct", "onednn"}
     assert "float64" in result.notes["direct"]
 
 

@@ -230,8 +230,9 @@ def test_confirmed_kernels_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unconfirmed_is_resident_on_what_it_did_not_run_on() -> None:
-    config = registry.get("resident").configs(LAYER, H100)[0]
-    assert verify._kernels(LAYER, "resident", config, H100) == [("resident", registry.get("resident").version(config), False)]
+    config = registry.get("toeplitz_hopper").configs(LAYER, H100)[0]
+    version = registry.get("toeplitz_hopper").version(config)
+    assert verify._kernels(LAYER, "toeplitz_hopper", config, H100) == [("toeplitz_hopper", version, False)]
 
 
 # When
@@ -313,7 +314,7 @@ def test_a_channel_of_every_tile_is_drawn(name: str) -> None:
 
 def test_tiles_are_those_that_programs_compute() -> None:
     """No program computes fewer adjacent channels than a tile has."""
-    blocks = {"pointwise": "BM", "stem": "BM", "convffn": "C", "convstem": "M", "direct_channels_last": "CHANNELS"}
+    blocks = {"pointwise": "BM", "implicit_gemm": "BM", "convffn": "C", "convstem": "M", "direct_channels_last": "CHANNELS"}
     for problem in (LAYER, LAST, DENSE, FFN, STEM, STEM.layers[0]):
         for name, algorithm in registry.meant_for(problem).items():
             if isinstance(algorithm, TritonAlgorithm):

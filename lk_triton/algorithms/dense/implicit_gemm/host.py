@@ -1,4 +1,4 @@
-"""Host side of ``stem``: a dense convolution of few channels as one product. The kernel's docstring has the maths."""
+"""Host side of ``implicit_gemm``: a dense convolution of few channels as one product. The kernel's docstring has the maths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ for sm_90."""
 
 
 @dataclass(frozen=True)
-class StemConfig:
+class ImplicitGemmConfig:
     """Compile-time choices: BM x BN, output channels and pixels of a tile."""
 
     rows: int
@@ -38,14 +38,14 @@ class StemConfig:
     precision: str = "ieee"
 
 
-class StemAlgorithm(DenseAlgorithm):
+class ImplicitGemmAlgorithm(DenseAlgorithm):
     """Dense convolutions of at most 256 taps (input channels times kernel), any stride and padding."""
 
-    name = "stem"
-    versions: ClassVar = {"stem": 1}  # raised when the kernel, its launch or its packing changes
-    config_type: type[Any] = StemConfig
+    name = "implicit_gemm"
+    versions: ClassVar = {"implicit_gemm": 1}  # raised when the kernel, its launch or its packing changes
+    config_type: type[Any] = ImplicitGemmConfig
 
-    def channel_tile(self, problem: DenseProblem, config: StemConfig) -> int:
+    def channel_tile(self, problem: DenseProblem, config: ImplicitGemmConfig) -> int:
         """The rows of a tile."""
         return config.rows
 
@@ -59,7 +59,7 @@ class StemAlgorithm(DenseAlgorithm):
             return f"{problem.c} channels of {problem.kh}x{problem.kw} are {taps(problem)} taps, more than {MOST_TAPS}"
         return needs_tensor_cores(gpu) or needs_precision(problem, gpu)
 
-    def configs(self, problem: DenseProblem, gpu: Gpu) -> list[StemConfig]:
+    def configs(self, problem: DenseProblem, gpu: Gpu) -> list[ImplicitGemmConfig]:
         """Tiles that are not much larger than the output, and that shared memory and registers hold."""
         tall = max(16, 1 << (problem.out_channels - 1).bit_length())
         depth = padded_taps(problem)
@@ -69,10 +69,10 @@ class StemAlgorithm(DenseAlgorithm):
             gathered, held = depth * columns / threads, depth * (rows + columns) * problem.itemsize
             fits = gathered <= MOST_GATHERED[problem.itemsize] and held <= gpu.shared_per_block
             if rows <= tall and 4 <= rows * columns / threads <= 64 and fits:
-                found += [StemConfig(rows, columns, warps, precision) for precision in precisions(problem, gpu)]
+                found += [ImplicitGemmConfig(rows, columns, warps, precision) for precision in precisions(problem, gpu)]
         return found
 
-    def estimate(self, problem: DenseProblem, config: StemConfig, gpu: Gpu) -> Estimate:
+    def estimate(self, problem: DenseProblem, config: ImplicitGemmConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (MMA, L2, issue slots), or DRAM."""
         tiles = tiles_of(problem, config)
         per_sm = tiles / gpu.sms
@@ -90,12 +90,12 @@ class StemAlgorithm(DenseAlgorithm):
             dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
         )
 
-    def issued_macs(self, problem: DenseProblem, config: StemConfig) -> int:
+    def issued_macs(self, problem: DenseProblem, config: ImplicitGemmConfig) -> int:
         """Those of all dots."""
         return issued_macs(problem, config)
 
     def kernel_launch(
-        self, problem: DenseProblem, config: StemConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
+        self, problem: DenseProblem, config: ImplicitGemmConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
         residual: Tensor | None, out: Tensor,
     ) -> KernelLaunch:  # fmt: skip
         """One program a tile."""
@@ -125,17 +125,17 @@ def padded_taps(problem: DenseProblem) -> int:
     return max(16, 1 << (taps(problem) - 1).bit_length())
 
 
-def tiles_of(problem: DenseProblem, config: StemConfig) -> int:
+def tiles_of(problem: DenseProblem, config: ImplicitGemmConfig) -> int:
     """Output tiles."""
     return ceil(problem.out_channels / config.rows) * ceil(pixels(problem) / config.columns)
 
 
-def issued_macs(problem: DenseProblem, config: StemConfig) -> int:
+def issued_macs(problem: DenseProblem, config: ImplicitGemmConfig) -> int:
     """Multiply-adds of all dots."""
     return tiles_of(problem, config) * config.rows * config.columns * padded_taps(problem)
 
 
-def dot_of(problem: DenseProblem, config: StemConfig, gpu: Gpu) -> Dot:
+def dot_of(problem: DenseProblem, config: ImplicitGemmConfig, gpu: Gpu) -> Dot:
     """The product of one tile."""
     return Dot(
         kind=kind_of(gpu, config.rows, config.precision, problem.itemsize), m=config.rows, n=config.columns,

@@ -1,4 +1,4 @@
-"""What a ``resident`` launch does, counted from problem and config; see ``toeplitz_work.py``."""
+"""What a ``toeplitz_hopper`` launch does, counted from problem and config; see ``toeplitz_work.py``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECOND_REGISTERS = {256: 240, 128: 200}
 
 
 @dataclass(frozen=True)
-class ResidentConfig:
+class ToeplitzHopperConfig:
     """Compile-time choices.
 
     Attributes:
@@ -85,7 +85,7 @@ def steps_of(problem: ConvProblem, rows: int, step_rows: int) -> Range:
     return Range(total, max(seen), ceil((max(seen) - min(seen) + rows) / FILL) * FILL)
 
 
-def column_tiles(problem: ConvProblem, config: ResidentConfig) -> int:
+def column_tiles(problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
     """Column tiles of a map."""
     return ceil(problem.ow / config.columns)
 
@@ -95,33 +95,33 @@ def image_blocks(problem: ConvProblem) -> int:
     return ceil(problem.n / IMAGES)
 
 
-def tile_blocks(problem: ConvProblem, config: ResidentConfig) -> int:
+def tile_blocks(problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
     """Tile blocks of a channel and column tile."""
     return ceil(problem.oh / config.rows) * image_blocks(problem)
 
 
-def steps(problem: ConvProblem, config: ResidentConfig) -> int:
+def steps(problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
     """Steps of all programs."""
     one = steps_of(problem, config.rows, config.step_rows).steps
     return problem.c * column_tiles(problem, config) * image_blocks(problem) * one
 
 
-def issued_macs(problem: ConvProblem, config: ResidentConfig) -> int:
+def issued_macs(problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
     """Multiply-adds of all products of a launch."""
     return steps(problem, config) * IMAGES * config.outputs * config.step_k
 
 
-def programs(problem: ConvProblem, config: ResidentConfig) -> int:
+def programs(problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
     """Programs of a launch."""
     return problem.c * column_tiles(problem, config) * config.split
 
 
-def matrix_elements(problem: ConvProblem, config: ResidentConfig) -> int:
+def matrix_elements(problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
     """Elements of the resident matrix."""
     return steps_of(problem, config.rows, config.step_rows).blocks * config.columns * config.step_k
 
 
-def shared_bytes(problem: ConvProblem, config: ResidentConfig) -> int:
+def shared_bytes(problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
     """Shared memory of one program, an upper bound: the matrix, the input rows, and outputs on their way."""
     rows = config.groups * config.buffers * IMAGES * config.step_k
     # outputs change their layout in parts, which are larger where single elements are stored (offline compilation)
@@ -129,12 +129,12 @@ def shared_bytes(problem: ConvProblem, config: ResidentConfig) -> int:
     return 2 * (matrix_elements(problem, config) + rows) + config.groups * part + 256
 
 
-def registers(config: ResidentConfig) -> int:
+def registers(config: ToeplitzHopperConfig) -> int:
     """Registers per thread, about: accumulators and 64 more; two groups share the whole file (offline compilation)."""
     return 255 if config.groups == 2 else config.outputs // 2 + 70
 
 
-def most_registers(problem: ConvProblem, config: ResidentConfig) -> float:
+def most_registers(problem: ConvProblem, config: ToeplitzHopperConfig) -> float:
     """What tells configs that may spill: accumulators, to all of which a residual is added at once, and addresses of loads."""
     loads = max(config.step_k * IMAGES / image_vector(problem) / 128, 1)
     return config.outputs / 2 * (1.75 if problem.epilogue.residual else 1) + 4 * loads + 45

@@ -1,4 +1,4 @@
-"""Host side of ``resident``: ``toeplitz`` with T resident in shared memory, for Hopper. The kernel has the maths."""
+"""Host side of ``toeplitz_hopper``: ``toeplitz`` with T resident in shared memory, for Hopper. The kernel has the maths."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .cost import (
     IMAGES,
     SECOND_REGISTERS,
     VECTOR,
-    ResidentConfig,
+    ToeplitzHopperConfig,
     column_tiles,
     image_blocks,
     issued_macs,
@@ -68,28 +68,28 @@ STEP_CLOCKS = 100
 fitted to, to four layers of RepLKNet-31B on an H100 (134, 49, 20.1 and 9.65 us measured)."""
 
 
-class ResidentAlgorithm(TritonAlgorithm):
+class ToeplitzHopperAlgorithm(TritonAlgorithm):
     """Stride 1, any odd kernel whose matrix fits in shared memory, half types, on Hopper; for batches of dozens of images."""
 
-    name = "resident"
-    versions: ClassVar = {"resident": 2}  # raised when the kernel, its launch or its packing changes
+    name = "toeplitz_hopper"
+    versions: ClassVar = {"toeplitz_hopper": 2}  # raised when the kernel, its launch or its packing changes
     hand_synchronized = True
-    config_type = ResidentConfig
+    config_type = ToeplitzHopperConfig
     weight_parameter = "bank"
 
     def why_not(self, problem: ConvProblem, gpu: Gpu) -> str | None:
         """Plain convolutions on Hopper, where the installed Triton has what the kernel is written in."""
         return super().why_not(problem, gpu) or why_not_anywhere(problem, gpu) or why_not_here()
 
-    def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ResidentConfig]:
+    def configs(self, problem: ConvProblem, gpu: Gpu) -> list[ToeplitzHopperConfig]:
         """Tiles of 64 to 256 outputs that fit in shared memory."""
         stores = (8, 4) if problem.ow % 8 == 0 else (vector_width(8, [], problem.ow),)
-        found: list[ResidentConfig] = []
+        found: list[ToeplitzHopperConfig] = []
         for (rows, columns), split, step_rows, store, groups in product(TILES, (1, 2, 4), (1, 2, 4), stores, (1, 2)):
             if (window := window_of(problem, columns)) is None:
                 continue
             options = [
-                ResidentConfig(rows, columns, window, step_rows, buffers, store, groups, split)
+                ToeplitzHopperConfig(rows, columns, window, step_rows, buffers, store, groups, split)
                 for buffers in (BUFFERS if image_vector(problem) > 1 else BUFFERS[-1:])
             ]
             legal = [config for config in options if _suits(problem, config, gpu) and _fits(problem, config, gpu)]
@@ -97,7 +97,7 @@ class ResidentAlgorithm(TritonAlgorithm):
             found += sorted(legal, key=lambda config: -resident_programs(problem, config, gpu))
         return found
 
-    def estimate(self, problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> Estimate:
+    def estimate(self, problem: ConvProblem, config: ToeplitzHopperConfig, gpu: Gpu) -> Estimate:
         """Products or shared memory of the fullest SM, with what they do not hide; L2; DRAM."""
         size = problem.itemsize
         per_sm = programs(problem, config) / gpu.sms
@@ -130,26 +130,26 @@ class ResidentAlgorithm(TritonAlgorithm):
             dram=(outside + self.bank_bytes(problem, config)) / (gpu.dram_gbps * 1e9),
         )
 
-    def issued_macs(self, problem: ConvProblem, config: ResidentConfig) -> int:
+    def issued_macs(self, problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
         """Those of all products, on rows of missing images too."""
         return issued_macs(problem, config)
 
-    def bank_bytes(self, problem: ConvProblem, config: ResidentConfig) -> int:
+    def bank_bytes(self, problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
         """That of ``toeplitz``'s bank."""
         return bank_bytes(problem, VECTOR)
 
-    def bank_format(self, config: ResidentConfig) -> str | None:
+    def bank_format(self, config: ToeplitzHopperConfig) -> str | None:
         """``toeplitz``'s, of 8-byte vectors."""
         return f"toeplitz/{VECTOR}"
 
-    def pack(self, weight: Tensor, problem: ConvProblem, config: ResidentConfig) -> Tensor:
+    def pack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzHopperConfig) -> Tensor:
         """weight (C, 1, KH, KW) -> ``toeplitz``'s bank."""
         return pack(weight, VECTOR)
 
     def kernel_launch(
         self,
         problem: ConvProblem,
-        config: ResidentConfig,
+        config: ToeplitzHopperConfig,
         x: Tensor,
         bank: Tensor,
         bias: Tensor | None,
@@ -174,7 +174,7 @@ class ResidentAlgorithm(TritonAlgorithm):
         return KernelLaunch(resident_kernel, (programs(problem, config),), args, num_warps=4, num_stages=1)
 
 
-def _suits(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> bool:
+def _suits(problem: ConvProblem, config: ToeplitzHopperConfig, gpu: Gpu) -> bool:
     """Whether tiles and steps are hardly larger than the map, and a channel is split only where SMs would have nothing."""
     small = config.rows < 2 * problem.oh and config.columns < 2 * max(problem.ow, 8)
     low = config.step_rows == 1 or config.step_rows < 2 * problem.h
@@ -182,7 +182,7 @@ def _suits(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> bool:
     return small and low and split and config.groups * config.split <= tile_blocks(problem, config)
 
 
-def _fits(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> bool:
+def _fits(problem: ConvProblem, config: ToeplitzHopperConfig, gpu: Gpu) -> bool:
     """Whether wgmma takes a step's parts, and registers and shared memory are enough."""
     parts = [config.step_rows * part for part in config.window if part]
     if min(parts) < 16 or max(parts) > WIDEST_ROW:
@@ -194,7 +194,7 @@ def _fits(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> bool:
     return in_registers and shared_bytes(problem, config) <= gpu.shared_per_block
 
 
-def resident_programs(problem: ConvProblem, config: ResidentConfig, gpu: Gpu) -> int:
+def resident_programs(problem: ConvProblem, config: ToeplitzHopperConfig, gpu: Gpu) -> int:
     """How many programs one SM holds at once."""
     return gpu.programs_at_once(registers(config), shared_bytes(problem, config), 4 * config.groups)
 

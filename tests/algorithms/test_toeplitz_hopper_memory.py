@@ -1,4 +1,4 @@
-"""Which memory a launch of ``resident`` touches, address by address, on the layers of RepLKNet-31B.
+"""Which memory a launch of ``toeplitz_hopper`` touches, address by address, on the layers of RepLKNet-31B.
 
 What its arguments say is done in numpy as the kernel does it. Loads lie inside the tensors or are masked, windows inside T,
 every output is written once, and what comes out is the convolution, exactly.
@@ -22,7 +22,7 @@ from lk_triton.algorithms.depthwise.toeplitz import host as toeplitz
 from lk_triton.ops.problem import ConvProblem
 
 H100 = gpus.TABLE["h100"]
-RESIDENT: Any = registry.get("resident")
+TOEPLITZ_HOPPER: Any = registry.get("toeplitz_hopper")
 LAYERS = ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13))
 """Channels, size of the map, kernel."""
 
@@ -39,7 +39,7 @@ class Launched:
         x = torch.randint(-3, 4, shape, generator=generator).half()
         weight = torch.randint(-3, 4, problem.weight_shape, generator=generator).half()
         bank, out = toeplitz.pack(weight, 4), torch.empty(problem.out_shape, dtype=torch.float16)
-        launch = RESIDENT.kernel_launch(problem, config, x, bank, None, None, out)
+        launch = TOEPLITZ_HOPPER.kernel_launch(problem, config, x, bank, None, None, out)
         self.a, self.programs = launch.args, launch.grid[0]
         self.x, self.bank = x[:, 0].double().numpy(), bank.double().numpy().reshape(-1)
         self.expected = F.conv2d(x.double(), weight.double(), padding=problem.padding)[:, 0].numpy()
@@ -124,8 +124,8 @@ def test_the_layers_of_31b(channels: int, size: int, kernel: int) -> None:
     """Batches that fill blocks of images and that do not; configs drawn from those of all channels."""
     rng = random.Random(kernel)
     problem = ConvProblem(64, channels, size, size, kernel, kernel, padding=(kernel // 2, kernel // 2))
-    configs = RESIDENT.configs(problem, H100)
-    best = min(configs, key=lambda config: RESIDENT.estimate(problem, config, H100).seconds)
+    configs = TOEPLITZ_HOPPER.configs(problem, H100)
+    best = min(configs, key=lambda config: TOEPLITZ_HOPPER.estimate(problem, config, H100).seconds)
     for config in [best, *rng.sample(configs, min(CONFIGS, len(configs)))]:
         for n in (64, 3):
             one = replace(problem, n=n, c=1)
@@ -146,7 +146,7 @@ def test_the_layers_of_31b(channels: int, size: int, kernel: int) -> None:
 )
 def test_wrong_arguments_are_seen(argument: str, change: int, seen: str) -> None:
     problem = ConvProblem(3, 1, 56, 56, 13, 13, padding=(6, 6))
-    config = next(c for c in RESIDENT.configs(problem, H100) if sum(c.window) <= 56 and c.step_rows == 1)
+    config = next(c for c in TOEPLITZ_HOPPER.configs(problem, H100) if sum(c.window) <= 56 and c.step_rows == 1)
     found = Launched(problem, config)
     found.a[argument] += change
     with pytest.raises(AssertionError, match=seen):

@@ -1,5 +1,5 @@
-"""Compile kernels that show where the windows of ``resident`` lie: ``python -m tests.algorithms.resident_windows``, where
-TRITON_INTERPRET is unset."""
+"""Compile kernels that show where the windows of ``toeplitz_hopper`` lie, where TRITON_INTERPRET is unset:
+``python -m tests.algorithms.toeplitz_hopper_windows``."""
 
 from typing import Any
 
