@@ -77,6 +77,10 @@ class Algorithm(Protocol):
         """None where the algorithm can serve, else the reason why not (also the text of the user's error)."""
         ...
 
+    def beaten(self, problem: Any) -> str | None:
+        """Why no automatic choice takes it though it can serve, because torch was measured to be faster; else None."""
+        ...
+
     def configs(self, problem: Any, gpu: Gpu) -> list[Config]:
         """Legal configs for this device."""
         ...
@@ -152,6 +156,10 @@ class Versioned:
     def channel_tile(self, problem: Any, config: Any) -> int:
         """A program computes one channel."""
         return 1
+
+    def beaten(self, problem: Any) -> str | None:
+        """By nothing that is known."""
+        return None
 
 
 class TritonAlgorithm(Versioned):

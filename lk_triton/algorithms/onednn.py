@@ -21,6 +21,7 @@ from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Convolution, ConvProblem, DenseProblem
 from .base import Estimate, Versioned
+from .torch_ import faster_unpacked
 
 ATTRIBUTES = {None: "none", "relu": "none", "gelu": "gelu", "silu": "swish"}
 """oneDNN's names of the activations; its ``gelu`` is the exact one unless told otherwise. ReLU is a pass of its own: oneDNN's
@@ -62,12 +63,16 @@ class OnednnAlgorithm(Versioned):
             return "an activation and a residual together are not offered"
         return None
 
+    def beaten(self, problem: Convolution) -> str | None:
+        """By torch, which packs nothing and converts nothing."""
+        return "torch was measured to be faster at such sizes in this layout" if faster_unpacked(problem) else None
+
     def configs(self, problem: Convolution, gpu: Gpu) -> list[OnednnConfig]:
         """One."""
         return [OnednnConfig()]
 
     def estimate(self, problem: Convolution, config: OnednnConfig, gpu: Gpu) -> Estimate:
-        """It is the only algorithm beside torch on a CPU: nothing to compare."""
+        """No time is predicted: beside it there is torch alone, and ``beaten`` says which of the two is faster."""
         return Estimate(0.0, "issue")
 
     def issued_macs(self, problem: Convolution, config: OnednnConfig) -> int:
@@ -115,7 +120,7 @@ def is_linear(problem: Convolution) -> bool:
 def _linear(problem: Convolution, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     pixels = x.permute(0, 2, 3, 1)
     if residual is None:
-        y = torch.ops.mkldnn._linear_pointwise(pixels, bank, bias, ATTRIBUTES[problem.epilogue.activation], [], "none")
+        y = torch.ops.mkldnn._linear_pointwise.default(pixels, bank, bias, ATTRIBUTES[problem.epilogue.activation], [], "none")
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(pixels, residual.permute(0, 2, 3, 1), bank, bias, "add")
     return y.permute(0, 3, 1, 2)
@@ -125,5 +130,5 @@ def _convolution(problem: Convolution, x: Tensor, bank: Tensor, bias: Tensor | N
     geometry = bias, problem.padding, problem.stride, problem.dilation, problem.groups
     if residual is None:
         activation = ATTRIBUTES[problem.epilogue.activation]
-        return torch.ops.mkldnn._convolution_pointwise(x, bank, *geometry, activation, [], "none")
+        return torch.ops.mkldnn._convolution_pointwise.default(x, bank, *geometry, activation, [], "none")
     return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, bank, *geometry, "add", None, None, [], None)

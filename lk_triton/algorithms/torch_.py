@@ -68,7 +68,8 @@ class TorchAlgorithm(Versioned):
     def launch(
         self, problem: Problem, config: TorchConfig, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
     ) -> Tensor:
-        """On a CPU the convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31.
+        """On a CPU the convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31, or in the layout
+        of x, where that is faster (``faster_unpacked``).
 
         On a GPU float32 runs in NCHW unless TF32 was asked for: torch's own depthwise kernels serve there, in IEEE
         arithmetic, where cuDNN, which serves channels_last, may take TF32.
@@ -79,7 +80,8 @@ class TorchAlgorithm(Versioned):
                 x = self.launch(layer, config, x, weight, b, None)
             return self.launch(problem.layers[-1], config, x, bank[-1], biases[-1], residual)
         if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)
+            planes = problem.layout == "nchw" and faster_unpacked(problem)
+            x = x.contiguous(memory_format=torch.contiguous_format if planes else torch.channels_last)
         elif x.dtype == torch.float32 and problem.precision != "tf32":
             x = x.contiguous()
         y = convolve(problem, x, bank, bias)
@@ -87,6 +89,27 @@ class TorchAlgorithm(Versioned):
         if residual is not None:
             y += residual
         return layout.conform(y, problem.out_layout)
+
+
+def faster_unpacked(problem: Convolution) -> bool:
+    """Whether on a CPU ``F.conv2d`` in the layout of x takes less time than oneDNN with a packed weight (``onednn``).
+
+    A rule drawn from measurements on one core of an AMD EPYC, bench/results/cpu-2026-11. oneDNN's fast depthwise kernels for
+    NCHW are for filters up to 13 wide; its linear takes 16 us for no work at all. Where nothing was measured it says no.
+    """
+    pixels = problem.n * problem.h * problem.w
+    planes = problem.layout == problem.out_layout == "nchw"
+    if problem.dtype != "float32" or problem.epilogue.activation not in (None, "relu"):
+        return False
+    if isinstance(problem, ConvProblem):
+        plain = (problem.stride, problem.multiplier) == ((1, 1), 1)
+        return planes and plain and problem.kw <= 13 and pixels * problem.c >= 2**15
+    if not problem.pointwise:
+        return False
+    if planes:
+        return pixels >= 128 or problem.nominal_macs <= 2**23
+    last = problem.layout == problem.out_layout == "channels_last"
+    return last and pixels <= 1024 and problem.nominal_macs <= 2**21
 
 
 def convolve(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .. import gpu as gpus
 from ..functional import dispatch_dense
 from ..ops.problem import DenseProblem, Epilogue, pair
 from .fused_conv import FusedConv2d
@@ -45,8 +44,7 @@ class PointwiseConv2d(FusedConv2d, PrepackedConv2d):
 
     def _problem(self, shape: Sequence[int]) -> DenseProblem:
         n, c, h, w = check_example(shape, self.in_channels)
-        on_cpu = self.weight.device.type == "cpu" and not gpus.interpreted()
-        layout = "channels_last" if on_cpu else "channel_major"
+        layout = "channels_last" if self._on_cpu else "channel_major"
         return DenseProblem(
             n, c, h, w, self.out_channels, dtype=str(self.weight.dtype).removeprefix("torch."), layout=layout,
             out_layout=layout, epilogue=Epilogue(self.bias is not None, self.activation),

@@ -83,8 +83,8 @@ class DepthwiseConv2d(FusedConv2d, PrepackedConv2d):
         problem = ConvProblem(
             n, c, h, w, *cast("tuple[int, int]", self.kernel_size), cast("tuple[int, int]", self.stride), self.padding,
             cast("tuple[int, int]", self.dilation), self.out_channels // self.in_channels,
-            str(self.weight.dtype).removeprefix("torch."),
-            epilogue=Epilogue(self.bias is not None, self.activation), precision=self.precision,
+            str(self.weight.dtype).removeprefix("torch."), "channels_last" if self._on_cpu else "nchw",
+            Epilogue(self.bias is not None, self.activation), self.precision,
         )  # fmt: skip
         if min(problem.out_shape) < 1:
             raise ValueError(f"example shape {tuple(shape)} is too small: the output would be {problem.out_shape}")

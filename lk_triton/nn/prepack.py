@@ -114,6 +114,11 @@ class PrepackedConv2d(_ConvNd):
             return None, None
         return prepared.packed, prepared.format
 
+    @property
+    def _on_cpu(self) -> bool:
+        """Whether the layer's kernels are torch's and oneDNN's for CPUs, whose packed weights are for channels_last."""
+        return self.weight.device.type == "cpu" and not gpus.interpreted()
+
     def _drop(self) -> None:
         self._prepared = None
         self.changes += 1

@@ -153,7 +153,7 @@ def _auto(
     serving = [n for n in registry.meant_for(problem) if n not in without and why_not(problem, gpu, n) is None]
     if not packing:
         serving = [n for n in serving if Choice(problem, gpu, (n,), AS_IT_IS).candidates]
-    free = tuple(n for n in serving if n != "torch") or ("torch",)
+    free = tuple(n for n in serving if n != "torch" and registry.get(n).beaten(problem) is None) or ("torch",)
     choice = Choice(problem, gpu, (preference,) if preference in serving else free)
     chosen = _choose(_reading(choice, bank_format) if packing else replace(choice, formats=AS_IT_IS))
     return replace(chosen, source="preference") if preference in serving else chosen
@@ -170,7 +170,9 @@ def why_not(problem: Problem, gpu: Gpu, name: str) -> str | None:
 
 def why_not_auto(problem: Problem, gpu: Gpu, name: str) -> str | None:
     """Why no automatic choice takes the algorithm called ``name``, or None where one may."""
-    return f"{WITHOUT} leaves it out" if name in excluded() else why_not(problem, gpu, name)
+    if name in excluded():
+        return f"{WITHOUT} leaves it out"
+    return why_not(problem, gpu, name) or registry.get(name).beaten(problem)
 
 
 def _reading(choice: Choice, bank_format: str | None) -> Choice:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +15,21 @@ from torch import Tensor
 
 import lk_triton
 from lk_triton import gpu as gpus
+from lk_triton.algorithms import torch_
 from lk_triton.algorithms.onednn import OnednnAlgorithm
 from lk_triton.algorithms.torch_ import activate
+from lk_triton.functional import explain_problem
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
 from lk_triton.nn.prepack import PrepackedConv2d
 from lk_triton.ops import layout
 from lk_triton.ops.problem import Convolution, ConvProblem, DenseProblem, Epilogue
 from lk_triton.planning.accuracy import Gate
+from lk_triton.planning.entry import problem_from_json
 from lk_triton.planning.plan import plan
 
 pytestmark = pytest.mark.usefixtures("no_interpreter")
 
+MEASURED = Path(__file__).parents[2] / "bench/results/cpu-2026-11/convolutions.json"
 ONEDNN = OnednnAlgorithm()
 BF16 = torch.cpu._is_avx512_bf16_supported()
 DTYPES = ["float32", "bfloat16"] if BF16 else ["float32"]
@@ -58,7 +66,7 @@ def test_equals_float64(posed: Convolution, dtype: str, bias: bool, activation: 
     torch.manual_seed(0)
     posed = replace(posed, dtype=dtype, epilogue=Epilogue(bias, activation, residual))
     gate = Gate(posed, torch.device("cpu"))
-    assert plan(posed, gpus.CPU).algorithm == "onednn"
+    assert ONEDNN.why_not(posed, gpus.CPU) is None
     (config,) = ONEDNN.configs(posed, gpus.CPU)
     inputs = [t for t in (gate.x, gate.residual) if t is not None]
     before = [t.clone() for t in inputs]
@@ -95,6 +103,42 @@ def test_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not part of this torch" in str(ONEDNN.why_not(posed, gpus.CPU))
 
 
+def test_auto_takes_what_was_measured_to_be_faster() -> None:
+    """The rule against the figures that it was drawn from: never far from the faster one, and seldom at all."""
+    excess = []
+    for row in json.loads(MEASURED.read_text(encoding="utf-8")):
+        posed = problem_from_json(row["problem"])
+        if posed.dtype == "float32":
+            excess.append(row[plan(posed, gpus.CPU).algorithm] / min(row["torch"], row["onednn"]))
+    assert len(excess) >= 20
+    assert max(excess) < 1.75
+    assert sum(e > 1.15 for e in excess) < 0.05 * len(excess)
+
+
+@torch.no_grad()
+def test_torch_is_taken_by_auto_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the layout of x, and with a bank at hand too; who asks for ``onednn`` gets it."""
+    posed = ConvProblem(1, 96, 28, 28, 5, 5, ONE, (2, 2), dtype="float32", epilogue=Epilogue(True, "relu"))
+    assert "faster" in str(explain_problem(posed, gpus.CPU).algorithms["onednn"])
+    assert plan(posed, gpus.CPU, bank_format="onednn").algorithm == "torch"
+    gate = Gate(posed, torch.device("cpu"))
+    layouts = []
+    convolve = torch_.convolve
+
+    def seen(problem: Convolution, x: Tensor, *rest: Any) -> Tensor:
+        layouts.append(layout.layout_of(x))
+        return convolve(problem, x, *rest)
+
+    monkeypatch.setattr(torch_, "convolve", seen)
+    call = partial(lk_triton.depthwise_conv2d, weight=gate.weight, bias=gate.bias, activation="relu")
+    assert gate.check(call).ok
+    assert set(layouts) == {"nchw"}
+    layer = DepthwiseConv2d(96, 5).eval().prepare((1, 96, 28, 28))
+    assert layer.bank_bytes, "for channels_last, what is faster there"
+    with lk_triton.use("onednn"):
+        assert plan(posed, gpus.CPU).algorithm == "onednn"
+
+
 @pytest.mark.parametrize("channels", [16, 17])
 @torch.no_grad()
 def test_wide_bfloat16_kernels_return(channels: int) -> None:
@@ -109,7 +153,7 @@ def test_wide_bfloat16_kernels_return(channels: int) -> None:
 def test_banks_are_made_and_used(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"activation": "relu", "dtype": getattr(torch, dtype)}
     layers: list[PrepackedConv2d] = [DepthwiseConv2d(24, 5, **options), PointwiseConv2d(24, 32, **options)]
-    x = torch.randn(2, 24, 9, 9, dtype=options["dtype"])
+    x = torch.randn(2, 24, 40, 40, dtype=options["dtype"]).contiguous(memory_format=torch.channels_last)
     for layer in layers:
         expected = layer.eval()(x)
         layer.prepare(tuple(x.shape))
@@ -117,7 +161,8 @@ def test_banks_are_made_and_used(dtype: str, monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patch:
             patch.setattr(OnednnAlgorithm, "pack", lambda *_: pytest.fail("packed again"))
             assert torch.equal(layer(x), expected)
-            assert torch.equal(layer(x.contiguous(memory_format=torch.channels_last)), expected)
+            with lk_triton.use("onednn"):
+                assert torch.equal(layer(x.contiguous()), expected)
 
 
 @torch.no_grad()
