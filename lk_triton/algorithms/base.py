@@ -30,9 +30,6 @@ MMA_SHARE = 0.8
 """Share of the MMA peak that a large matrix product is reported to reach on an H100 (798 of 989 TFLOP/s, 8192^3
 bfloat16). Not measured by this project."""
 
-ISSUE_SHARE = 0.8
-"""Share of the issue slots that a busy SM fills. An assumption, not a measurement."""
-
 
 PDL = "LK_TRITON_PDL"
 """1: kernels start while the one before them still runs, on sm_90 and newer (``shared/pdl.py``). Not measured yet."""

@@ -15,8 +15,8 @@ import lk_triton
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import image_vector
-from lk_triton.algorithms.depthwise.direct.channels_last import channels_last_work
-from lk_triton.algorithms.depthwise.direct.cost import OUTPUTS_PER_LANE, DirectConfig, blocks, work
+from lk_triton.algorithms.depthwise.direct.channels_last import channels_last_cost
+from lk_triton.algorithms.depthwise.direct.cost import OUTPUTS_PER_LANE, DirectConfig, blocks, launch_cost
 from lk_triton.algorithms.depthwise.direct.host import DirectAlgorithm
 from lk_triton.algorithms.depthwise.toeplitz.cost import ToeplitzConfig
 from lk_triton.ops import layout
@@ -120,7 +120,7 @@ def test_counted_work_is_what_the_kernel_does(recorded):
         config = rng.choice([c for c in configs if (c.rows > 1) == several])
         recorded.clear()
         x, weight = run(p, config)
-        counted = channels_last_work(p, config) if along_channels else work(p, config)
+        counted = channels_last_cost(p, config) if along_channels else launch_cost(p, config)
         kinds.add((along_channels, several))
         assert recorded.programs == counted.programs, (p, config)
         assert recorded.products == counted.macs == DIRECT.issued_macs(p, config), (p, config)
@@ -139,7 +139,7 @@ def test_distinct_bytes_are_close_where_programs_own_whole_rows(recorded):
     for config in DIRECT.configs(p, H100):
         recorded.clear()
         x, _ = run(p, config)
-        assert recorded.distinct_bytes_of(x) == work(p, config).image_distinct_bytes
+        assert recorded.distinct_bytes_of(x) == launch_cost(p, config).image_distinct_bytes
 
 
 def test_channels_last_is_read_as_it_is_where_that_is_cheaper():

@@ -18,9 +18,9 @@ from lk_triton.algorithms.depthwise.toeplitz.cost import (
     bank_bytes,
     dot_of,
     issued_macs,
+    launch_cost,
     shared_bytes,
     window_of,
-    work,
 )
 from lk_triton.algorithms.depthwise.toeplitz.host import ToeplitzAlgorithm, _groups
 from lk_triton.ops import layout
@@ -99,7 +99,7 @@ def test_counted_work_is_what_the_kernel_does(recorded):
         seen.add(kind)
         recorded.clear()
         x, bank = run(p, config)
-        counted = work(p, config)
+        counted = launch_cost(p, config)
         assert recorded.macs == counted.macs == issued_macs(p, config), (p, config)
         assert recorded.bytes_of(x) == counted.image_bytes, (p, config)
         assert recorded.bytes_of(bank) == counted.bank_bytes, (p, config)

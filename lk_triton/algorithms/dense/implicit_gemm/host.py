@@ -12,8 +12,9 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops.problem import DenseProblem
-from ...base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
+from ...base import Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import Dot, kind_of, precisions, rate
+from ...cost.wave import Wave
 from ...needs import needs_precision, needs_tensor_cores
 from ..base import DenseAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes
 
@@ -75,8 +76,7 @@ class ImplicitGemmAlgorithm(DenseAlgorithm):
     def estimate(self, problem: DenseProblem, config: ImplicitGemmConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (MMA, L2, issue slots), or DRAM."""
         tiles = tiles_of(problem, config)
-        per_sm = tiles / gpu.sms
-        fullest = ceil(per_sm) / per_sm
+        wave = Wave(tiles, gpu)
         gathered = tiles * padded_taps(problem) * config.columns
         issued = tiles * config.rows * config.columns * epilogue_instructions(problem) + gathered * GATHER_INSTRUCTIONS
         outside = activation_bytes(problem)
@@ -84,10 +84,10 @@ class ImplicitGemmAlgorithm(DenseAlgorithm):
         return roofline(
             problem,
             gpu,
-            mma=2 * issued_macs(problem, config) / rate(dot_of(problem, config, gpu), config.precision, gpu) * fullest,
-            l2=(outside + weights) / (gpu.l2_gbps * 1e9),
-            issue=issued / gpu.warp_size / (gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE) * fullest,
-            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
+            mma=2 * issued_macs(problem, config) / rate(dot_of(problem, config, gpu), config.precision, gpu) * wave.fullest,
+            l2=wave.l2(outside + weights),
+            issue=wave.issue(issued / gpu.warp_size) * wave.fullest,
+            dram=wave.dram(outside + weight_bytes(problem)),
         )
 
     def issued_macs(self, problem: DenseProblem, config: ImplicitGemmConfig) -> int:

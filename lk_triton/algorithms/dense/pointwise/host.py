@@ -12,8 +12,9 @@ from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import DenseProblem
-from ...base import ISSUE_SHARE, Estimate, KernelLaunch, activation_bytes, roofline
+from ...base import Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import precisions, rate
+from ...cost.wave import Wave
 from ...needs import needs_pointwise, needs_precision, needs_tensor_cores
 from ..base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned, weight_bytes
 from .cost import (
@@ -97,25 +98,23 @@ class PointwiseAlgorithm(DenseAlgorithm):
         """
         dot, size = dot_of(problem, config, gpu), problem.itemsize
         tiles, steps = tiles_of(problem, config), steps_of(problem, config)
-        per_sm = tiles / gpu.sms
-        fullest = ceil(per_sm) / per_sm
+        wave = Wave(tiles, gpu)
         resident = programs_per_sm(problem, config, gpu)
         filled = tiles * steps * config.step_k * (config.rows + config.columns) * size
         read = tiles * steps * config.step_k * dot.operand_reads * size
         epilogue = tiles * config.outputs / gpu.warp_size * epilogue_instructions(problem)
-        slots = gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE
-        exposed = epilogue / slots * fullest if resident == 1 else 0.0
+        exposed = wave.issue(epilogue) * wave.fullest if resident == 1 else 0.0
         issued = tiles * steps * config.num_warps * instructions(problem, config, gpu) + epilogue
         outside = activation_bytes(problem)
         return roofline(
             problem,
             gpu,
-            mma=2 * issued_macs(problem, config) / rate(dot, config.precision, gpu) * fullest + exposed,
-            smem=(filled + read) / (gpu.shared_bytes_per_clock * gpu.clocks) * fullest + exposed,
-            l2=(sum(operand_bytes(problem, config)) + outside) / (gpu.l2_gbps * 1e9),
-            issue=issued / slots * fullest,
-            latency=ceil(per_sm / resident) * (steps / in_flight(problem, config) + 1) * STEP_LATENCY,
-            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
+            mma=2 * issued_macs(problem, config) / rate(dot, config.precision, gpu) * wave.fullest + exposed,
+            smem=wave.shared(filled + read) * wave.fullest + exposed,
+            l2=wave.l2(sum(operand_bytes(problem, config)) + outside),
+            issue=wave.issue(issued) * wave.fullest,
+            latency=ceil(wave.per_sm / resident) * (steps / in_flight(problem, config) + 1) * STEP_LATENCY,
+            dram=wave.dram(outside + weight_bytes(problem)),
         )
 
     def issued_macs(self, problem: DenseProblem, config: PointwiseConfig) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ....gpu import Gpu
 from ....ops.problem import ConvProblem
 from ...base import KernelLaunch, vector_width
-from .cost import ACTIVATION_INSTRUCTIONS, LINE, DirectConfig, Work, columns, distinct_rows, input_rows, read_rows
+from .cost import ACTIVATION_INSTRUCTIONS, LINE, DirectConfig, LaunchCost, columns, distinct_rows, input_rows, read_rows
 
 MAX_VALUES = {1: 194, 2: 330}
 """Most values that a lane holds, by its rows, as ``_values`` counts; kernels above it spill (offline compilation for sm_80 and
@@ -78,7 +78,7 @@ def channels_last_macs(problem: ConvProblem, config: DirectConfig) -> int:
 
 
 @lru_cache(maxsize=4096)
-def channels_last_work(problem: ConvProblem, config: DirectConfig) -> Work:
+def channels_last_cost(problem: ConvProblem, config: DirectConfig) -> LaunchCost:
     """Count one launch."""
     loaded, vector = np.array(sorted(columns(problem, config.columns))), channel_vector(problem)
     groups, positions = ceil(problem.ow / config.columns), config.block // config.channels
@@ -97,7 +97,7 @@ def channels_last_work(problem: ConvProblem, config: DirectConfig) -> Work:
     moves = config.rows * config.columns * (2 if problem.epilogue.residual else 1)
     lines = programs * config.block / 32 * ((input_rows(problem, config.rows) * len(loaded) + moves) * apart + taps * wide)
     filters = blocks * taps * per_pixel
-    return Work(
+    return LaunchCost(
         programs=programs,
         macs=channels_last_macs(problem, config),
         image_bytes=image_bytes,

@@ -44,7 +44,7 @@ class DirectConfig:
 
 
 @dataclass(frozen=True)
-class Work:
+class LaunchCost:
     """One launch in numbers. Bytes are those requested, masked lanes left out.
 
     Attributes:
@@ -95,7 +95,7 @@ def input_rows(problem: ConvProblem, rows: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def work(problem: ConvProblem, config: DirectConfig) -> Work:
+def launch_cost(problem: ConvProblem, config: DirectConfig) -> LaunchCost:
     """Count one launch."""
     vector, channels = image_vector(problem), problem.out_shape[1]
     loaded, rows = vectors(problem, vector), input_rows(problem, config.rows)
@@ -116,7 +116,7 @@ def work(problem: ConvProblem, config: DirectConfig) -> Work:
     moves = OUTPUTS_PER_LANE // output_vector(problem) * (2 if problem.epilogue.residual else 1)
     lines = warps * (rows * len(loaded) * wide + taps + config.rows * moves * wide_out)
     filters = programs * taps * problem.itemsize
-    return Work(
+    return LaunchCost(
         programs=programs,
         macs=issued_macs(problem, config),
         image_bytes=image_bytes,

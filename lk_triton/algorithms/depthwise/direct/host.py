@@ -13,7 +13,6 @@ from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import ConvProblem
 from ...base import (
-    ISSUE_SHARE,
     Estimate,
     KernelLaunch,
     TritonAlgorithm,
@@ -22,8 +21,9 @@ from ...base import (
     plane_arguments,
     roofline,
 )
-from .channels_last import channels_last_configs, channels_last_launch, channels_last_macs, channels_last_work
-from .cost import LINE, OUTPUTS_PER_LANE, DirectConfig, blocks, columns, input_rows, issued_macs, vectors, work
+from ...cost.wave import Wave
+from .channels_last import channels_last_configs, channels_last_cost, channels_last_launch, channels_last_macs
+from .cost import LINE, OUTPUTS_PER_LANE, DirectConfig, blocks, columns, input_rows, issued_macs, launch_cost, vectors
 
 MAX_COLUMNS = 108
 """Most input columns of a row that a lane uses (101 taps at stride 1): all of them are in registers at once, as float32.
@@ -76,11 +76,10 @@ class DirectAlgorithm(TritonAlgorithm):
 
         L1 is taken to keep a program's input rows and weights, so that L2 serves what differs within a program.
         """
-        counted = channels_last_work(problem, config) if config.channels else work(problem, config)
+        counted = channels_last_cost(problem, config) if config.channels else launch_cost(problem, config)
         # lanes along the channels need no conversion
         converted = replace(problem, layout="nchw") if config.channels else problem
-        per_sm = counted.programs / gpu.sms
-        fullest = ceil(per_sm) / per_sm
+        wave = Wave(counted.programs, gpu)
         image = problem.n * problem.c * problem.h * problem.w * problem.itemsize
         written = activation_bytes(problem) - image
         weights = problem.out_shape[1] * problem.kh * problem.kw * problem.itemsize
@@ -89,11 +88,11 @@ class DirectAlgorithm(TritonAlgorithm):
         return roofline(
             converted,
             gpu,
-            fma=2 * counted.macs / (gpu.fp32_tflops * 1e12) * fullest,
-            issue=issued / (gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE) * fullest,
-            smem=counted.lines * LINE / (gpu.shared_bytes_per_clock * gpu.clocks) * fullest,
-            l2=through_l2 / (gpu.l2_gbps * 1e9) * fullest,
-            dram=(image + written + weights) / (gpu.dram_gbps * 1e9),
+            fma=2 * counted.macs / (gpu.fp32_tflops * 1e12) * wave.fullest,
+            issue=wave.issue(issued) * wave.fullest,
+            smem=wave.shared(counted.lines * LINE) * wave.fullest,
+            l2=wave.l2(through_l2) * wave.fullest,
+            dram=wave.dram(image + written + weights),
         )
 
     def issued_macs(self, problem: ConvProblem, config: DirectConfig) -> int:

@@ -68,7 +68,7 @@ class ToeplitzConfig:
 
 
 @dataclass(frozen=True)
-class Work:
+class LaunchCost:
     """One launch in numbers. Bytes are those requested, masked lanes left out.
 
     Attributes:
@@ -175,7 +175,7 @@ def issued_macs(problem: ConvProblem, config: ToeplitzConfig) -> int:
     return problem.c * ceil(problem.ow / config.columns) * steps * config.tiles * config.outputs * config.step_k
 
 
-def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
+def launch_cost(problem: ConvProblem, config: ToeplitzConfig) -> LaunchCost:
     """Count one launch."""
     steps = image = bank = distinct = 0
     for column, width, step_rows in config.parts:
@@ -185,7 +185,7 @@ def work(problem: ConvProblem, config: ToeplitzConfig) -> Work:
         distinct = max(distinct, part_distinct)
     column_tiles = ceil(problem.ow / config.columns)
     per_channel = problem.c * problem.itemsize
-    return Work(
+    return LaunchCost(
         macs=issued_macs(problem, config),
         steps=problem.c * column_tiles * steps,
         programs=problem.c * column_tiles * tile_blocks(problem, config),

@@ -14,7 +14,6 @@ from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops.problem import ConvProblem
 from ...base import (
-    ISSUE_SHARE,
     Estimate,
     KernelLaunch,
     TritonAlgorithm,
@@ -24,6 +23,7 @@ from ...base import (
     roofline,
 )
 from ...cost.dot import Dot, precisions, rate
+from ...cost.wave import Wave
 from ...needs import needs_precision, needs_tensor_cores
 from .cost import (
     WINDOWS,
@@ -31,13 +31,13 @@ from .cost import (
     bank_bytes,
     dot_of,
     issued_macs,
+    launch_cost,
     loads_per_thread,
     registers,
     row_length,
     shared_bytes,
     tile_blocks,
     window_of,
-    work,
 )
 
 BANK_VECTORS = {2: (4, 8), 4: (2, 4)}
@@ -104,10 +104,10 @@ class ToeplitzAlgorithm(TritonAlgorithm):
     def estimate(self, problem: ConvProblem, config: ToeplitzConfig, gpu: Gpu) -> Estimate:
         """The slowest resource of the fullest SM (MMA, shared memory with L1, L2, issue slots) with the programs' starts and
         stores, DRAM, or L2's latency."""
-        counted, dot = work(problem, config), dot_of(problem, config, gpu)
+        counted, dot = launch_cost(problem, config), dot_of(problem, config, gpu)
         size = problem.itemsize
-        per_sm = counted.programs / gpu.sms
-        loop = ceil(per_sm) / per_sm / OVERLAP  # of the fullest SM
+        wave = Wave(counted.programs, gpu)
+        loop = wave.fullest / OVERLAP  # of the fullest SM
         asynchronous = config.num_stages > 1 and gpu.backend == "cuda"
         image_bypasses = asynchronous and image_vector(problem) * size == 16
         bank_bypasses = asynchronous and config.vector * size == 16
@@ -120,19 +120,19 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         resident = gpu.programs_at_once(
             registers(problem, config, dot), shared_bytes(problem, config, dot), config.num_warps, dot.tensor_columns
         )
-        rounds = ceil(per_sm / resident)
+        rounds = ceil(wave.per_sm / resident)
         ends = START_CLOCKS + STORE_CLOCKS * config.outputs * config.tiles / 64
-        exposed = ceil(per_sm) * ends / min(resident, MOST_OVERLAP) * gpu.sms / gpu.clocks
+        exposed = wave.most * ends / min(resident, MOST_OVERLAP) * gpu.sms / gpu.clocks
         overlap = max(config.num_stages - 1, 0.5)
         return roofline(
             problem,
             gpu,
             mma=2 * counted.macs / rate(dot, config.precision, gpu) * loop + exposed,
-            smem=shared / (gpu.shared_bytes_per_clock * gpu.clocks) * loop + exposed,
-            l2=(counted.image_bytes + bank_l2 + outside) / (gpu.l2_gbps * 1e9) * loop + exposed,
-            issue=issued / (gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE) * loop + exposed,
+            smem=wave.shared(shared) * loop + exposed,
+            l2=wave.l2(counted.image_bytes + bank_l2 + outside) * loop + exposed,
+            issue=wave.issue(issued) * loop + exposed,
             latency=rounds * counted.steps / counted.programs * gpu.l2_latency_ns * 1e-9 / overlap,
-            dram=(outside + bank_bytes(problem, config.vector)) / (gpu.dram_gbps * 1e9),
+            dram=wave.dram(outside + bank_bytes(problem, config.vector)),
         )
 
     def issued_macs(self, problem: ConvProblem, config: ToeplitzConfig) -> int:

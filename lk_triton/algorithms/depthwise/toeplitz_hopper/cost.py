@@ -1,4 +1,4 @@
-"""What a ``toeplitz_hopper`` launch does, counted from problem and config; see ``toeplitz_work.py``."""
+"""What a ``toeplitz_hopper`` launch does, counted from problem and config; see ``toeplitz/cost.py``."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from ...base import (
     vector_width,
 )
 from ...cost.dot import Dot, rate
+from ...cost.wave import Wave
 from ...needs import needs_half
 from ..toeplitz.cost import bank_bytes, row_length, window_of
 from ..toeplitz.host import MOST_OVERLAP, OVERLAP, STORE_CLOCKS, pack, why_not_plain
@@ -100,13 +101,11 @@ class ToeplitzHopperAlgorithm(TritonAlgorithm):
     def estimate(self, problem: ConvProblem, config: ToeplitzHopperConfig, gpu: Gpu) -> Estimate:
         """Products or shared memory of the fullest SM, with what they do not hide; L2; DRAM."""
         size = problem.itemsize
-        per_sm = programs(problem, config) / gpu.sms
-        fullest = ceil(per_sm) / per_sm
+        wave = Wave(programs(problem, config), gpu)
         dot = Dot("wgmma", IMAGES, config.outputs, config.step_k, size, warps=4, warp_size=gpu.warp_size, split=False)
         count, clock = steps(problem, config), gpu.clocks
         mma = 2 * issued_macs(problem, config) / rate(dot, "ieee", gpu)
         reads = count * config.step_k * (dot.operand_reads + 2 * IMAGES) * size
-        smem = reads / (gpu.shared_bytes_per_clock * clock)
         one = START_CLOCKS + COPY_CLOCKS * matrix_elements(problem, config) / VECTOR / gpu.warp_size
         one += STORE_CLOCKS * config.outputs * tile_blocks(problem, config) / config.split
         resident = resident_programs(problem, config, gpu)
@@ -115,18 +114,18 @@ class ToeplitzHopperAlgorithm(TritonAlgorithm):
         # each row comes from DRAM once, and from L2 when other programs or row groups read it again
         first = min(problem.n * problem.c * problem.h * problem.w * size / image, 1)
         latency = gpu.l2_latency_ns + first * (gpu.dram_latency_ns - gpu.l2_latency_ns)
-        waiting = ceil(per_sm / resident) * count / programs(problem, config) / config.groups
+        waiting = ceil(wave.per_sm / resident) * count / programs(problem, config) / config.groups
         waiting *= latency * 1e-9 / (config.buffers - 2 if image_vector(problem) > 1 else FILLED_WAIT)
-        exposed = ceil(per_sm) * gpu.sms * one / hidden / clock
+        exposed = wave.most * gpu.sms * one / hidden / clock
         outside = activation_bytes(problem)
         banks = programs(problem, config) * self.bank_bytes(problem, config) / problem.c
         return roofline(
             problem,
             gpu,
-            mma=mma * fullest + exposed,
-            smem=smem * fullest / OVERLAP + exposed,
-            latency=max(count * STEP_CLOCKS / config.groups / clock * fullest, waiting) + exposed,
-            l2=(image + banks + outside) / (gpu.l2_gbps * 1e9) * fullest / OVERLAP,
+            mma=mma * wave.fullest + exposed,
+            smem=wave.shared(reads) * wave.fullest / OVERLAP + exposed,
+            latency=max(count * STEP_CLOCKS / config.groups / clock * wave.fullest, waiting) + exposed,
+            l2=wave.l2(image + banks + outside) * wave.fullest / OVERLAP,
             dram=(outside + self.bank_bytes(problem, config)) / (gpu.dram_gbps * 1e9),
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from math import ceil
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,8 +11,9 @@ from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import FfnProblem
-from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline
+from ...base import Estimate, KernelLaunch, Weights, activation_bytes, roofline
 from ...cost.dot import rate
+from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
 from ...needs import needs_half, needs_tensor_cores
 from .cost import (
@@ -84,23 +84,21 @@ class ConvffnAlgorithm(DenseAlgorithm):
         it does hide is the latency of the weights, for which a program alone on its SM waits. No constant is fitted.
         """
         tiles, steps = tiles_of(problem, config), steps_of(problem, config)
-        per_sm = tiles / gpu.sms
-        fullest = ceil(per_sm) / per_sm
-        slots = gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE
+        wave = Wave(tiles, gpu)
         outputs = tiles * config.pixels * problem.c / gpu.warp_size
         issued = tiles * steps * config.num_warps * instructions(problem, config, gpu)
-        issue = (issued + outputs * epilogue_instructions(problem.layers[1])) / slots * fullest
+        issue = wave.issue(issued + outputs * epilogue_instructions(problem.layers[1])) * wave.fullest
         first = dots_of(problem, config, gpu)[0]
-        mma = 2 * issued_macs(problem, config) / rate(first, "ieee", gpu) * fullest
-        alone = min(programs_per_sm(problem, config, gpu), ceil(per_sm)) == 1
-        waits = ceil(per_sm) * steps * gpu.l2_latency_ns * 1e-9 / (config.num_stages - 1) if alone else 0.0
+        mma = 2 * issued_macs(problem, config) / rate(first, "ieee", gpu) * wave.fullest
+        alone = min(programs_per_sm(problem, config, gpu), wave.most) == 1
+        waits = wave.most * steps * gpu.l2_latency_ns * 1e-9 / (config.num_stages - 1) if alone else 0.0
         outside = activation_bytes(problem)
         return roofline(
             problem,
             gpu,
             **{"mma" if mma >= issue else "issue": mma + issue + waits},
-            l2=(tiles * weight_bytes(problem) + outside) / (gpu.l2_gbps * 1e9),
-            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
+            l2=wave.l2(tiles * weight_bytes(problem) + outside),
+            dram=wave.dram(outside + weight_bytes(problem)),
         )
 
     def issued_macs(self, problem: FfnProblem, config: ConvffnConfig) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from math import ceil
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,8 +10,9 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops.problem import StemProblem
-from ...base import ISSUE_SHARE, Estimate, KernelLaunch, Weights, activation_bytes, roofline, vector_width
+from ...base import Estimate, KernelLaunch, Weights, activation_bytes, roofline, vector_width
 from ...cost.dot import rate
+from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm
 from ...needs import needs_half, needs_tensor_cores
 from .cost import (
@@ -83,25 +83,22 @@ class ConvstemAlgorithm(DenseAlgorithm):
         shift. Barriers and the latency of products are left out, and no constant is fitted: nothing of this was measured.
         """
         tiles = tiles_of(problem, config)
-        per_sm = tiles / gpu.sms
-        resident = programs_per_sm(problem, config, gpu)
-        fullest = ceil(per_sm) / per_sm
+        wave = Wave(tiles, gpu)
         steps = config.rows + 2
-        slots = gpu.issue_per_clock * gpu.clocks * ISSUE_SHARE
-        issue = tiles * steps * config.num_warps * instructions(problem, config, gpu) / slots * fullest
+        issue = wave.issue(tiles * steps * config.num_warps * instructions(problem, config, gpu)) * wave.fullest
         row_macs = macs_of_a_row(problem, config)
         rates = [rate(dot, "ieee", gpu) for dot in dots_of(problem, config, gpu)]
-        mma = 2 * tiles * (steps * row_macs[0] / rates[0] + config.rows * row_macs[1] / rates[1]) * fullest
-        alone = min(resident, ceil(per_sm)) == 1
-        waits = 3 * ceil(per_sm) * steps * gpu.l2_latency_ns * 1e-9 if alone else 0.0
+        mma = 2 * tiles * (steps * row_macs[0] / rates[0] + config.rows * row_macs[1] / rates[1]) * wave.fullest
+        alone = min(programs_per_sm(problem, config, gpu), wave.most) == 1
+        waits = 3 * wave.most * steps * gpu.l2_latency_ns * 1e-9 if alone else 0.0
         outside = activation_bytes(problem)
         images = tiles * steps * 3 * problem.c * 2 * config.columns * problem.itemsize
         return roofline(
             problem,
             gpu,
             **{"mma" if mma >= issue else "issue": mma + issue + waits},
-            l2=(tiles * weight_bytes(problem) + images + outside) / (gpu.l2_gbps * 1e9),
-            dram=(outside + weight_bytes(problem)) / (gpu.dram_gbps * 1e9),
+            l2=wave.l2(tiles * weight_bytes(problem) + images + outside),
+            dram=wave.dram(outside + weight_bytes(problem)),
         )
 
     def issued_macs(self, problem: StemProblem, config: ConvstemConfig) -> int:
