@@ -68,9 +68,10 @@ def measure(
         posed = replace(problem, layout=provider.layout or problem.layout)
         row = rows[provider_name] = describe(name, provider_name, posed, device) | report.facts(device)
         try:
-            built = provider.build(posed, gate().weight, gate().bias)
+            built = provider.build(posed, gate().operands["weight"], gate().operands.get("bias"))
             row["config"] = built.config
-            verdict = gate().check(lambda x, b=built, p=provider: b.run(conform(x, p.layout or problem.layout), b.bank))
+            order = provider.layout or problem.layout
+            verdict = gate().check(lambda given, b=built, o=order: b.run(conform(given["x"], o), b.bank))
             row |= {"error": f"{verdict.error:.2e}", "torch_error": f"{verdict.torch_error:.2e}"}
             row["gate"] = verdict.gate
             if verdict.ok:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import with_prepacked
 from lk_triton.ops.problem import Convolution, ConvProblem, DenseProblem, Epilogue
 from lk_triton.planning.accuracy import draw
 from lk_triton.planning.entry import problem_to_json
@@ -61,12 +62,12 @@ def measure(problem: Convolution) -> dict[str, float]:
     """Microseconds of both ways."""
     onednn = registry.get("onednn")
     (config,) = onednn.configs(problem, gpus.CPU)
-    x, weight, bias, _ = draw(problem, torch.device("cpu"))
-    bank = onednn.pack(weight, problem, config)
+    operands = draw(problem, torch.device("cpu"))
+    packed = with_prepacked(onednn, problem, config, operands)
     options = problem.stride, problem.padding, problem.dilation, problem.groups
     calls = {
-        "torch": lambda: F.conv2d(x, weight, bias, *options),
-        "onednn": lambda: onednn.launch(problem, config, x, bank, bias, None),
+        "torch": lambda: F.conv2d(operands["x"], operands["weight"], operands["bias"], *options),
+        "onednn": lambda: onednn.launch(problem, config, packed),
     }
     seconds = fastest(list(calls.values()), rounds=25, seconds=0.001)
     return dict(zip(calls, (round(s * 1e6, 1) for s in seconds), strict=True))

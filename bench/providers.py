@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.torch_ import activate_, convolve
-from lk_triton.ops.problem import ConvProblem
+from lk_triton.algorithms.base import with_prepacked
+from lk_triton.algorithms.torch_ import activate_
+from lk_triton.ops.problem import ConvProblem, convolve
 from lk_triton.planning.plan import Plan, plan
 
 OURS = "lk_triton_"
@@ -108,11 +109,13 @@ def _algorithm(name: str, layout: str | None = None) -> Provider:
         except ValueError as error:
             raise Unavailable(str(error)) from None
         algorithm = registry.get(chosen.algorithm)
+        constant = {} if bias is None else {"bias": bias}
 
-        def run(x: Tensor, bank: Tensor) -> Tensor:
-            return algorithm.launch(problem, chosen.config, x, bank, bias, None)
+        def run(x: Tensor, weight: Tensor) -> Tensor:
+            return algorithm.launch(problem, chosen.config, {"x": x, "weight": weight, **constant})
 
-        return Built(run, algorithm.pack(weight, problem, chosen.config), config_to_json(chosen))
+        packed = with_prepacked(algorithm, problem, chosen.config, {"weight": weight})["weight"]
+        return Built(run, packed, config_to_json(chosen))
 
     return Provider(build, layout)
 

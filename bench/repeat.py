@@ -12,7 +12,8 @@ import torch
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.ops.problem import DenseProblem, Epilogue, Problem
+from lk_triton.algorithms.base import with_prepacked
+from lk_triton.ops.problem import DenseProblem, Epilogue, Operands, Problem
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
@@ -37,14 +38,14 @@ def repeat(name: str, problem: Problem, algorithm: str, calls: int, device: torc
         return row | {"gate": "failed", "note": str(error)}
     found = registry.get(chosen.algorithm)
     gate = Gate(problem, device)
-    bank = found.pack(gate.weight, problem, chosen.config)
+    operands = with_prepacked(found, problem, chosen.config, gate.operands)
 
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return found.launch(problem, chosen.config, x, bank, gate.bias, gate.residual)
+    def call(_: Operands = operands) -> torch.Tensor:
+        return found.launch(problem, chosen.config, operands)
 
     verdict = gate.check(call)
-    first = call(gate.x)
-    different = sum(not torch.equal(call(gate.x), first) for _ in range(calls - 1))
+    first = call()
+    different = sum(not torch.equal(call(), first) for _ in range(calls - 1))
     row |= {"algorithm": chosen.algorithm, "different": different, "error": f"{verdict.error:.2e}"}
     row |= {"gate": verdict.gate, "note": config_to_json(chosen)}
     return row if different == 0 else row | {"gate": "failed"}

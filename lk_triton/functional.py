@@ -10,13 +10,13 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from . import gpu as gpus
-from .algorithms import registry, torch_
+from .algorithms import registry
 from .ops import dense as library_dense
 from .ops import ffn as library_ffn
 from .ops import registration as library
 from .ops import stem as library_stem
 from .ops import transforms
-from .ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from .ops.problem import KINDS, ConvProblem, DenseProblem, Epilogue, Problem, activate, operands_of
 from .ops.tracing import problems_of
 from .ops.validation import check_dense, check_depthwise, check_ffn, check_stem
 from .planning import agenda, tuner
@@ -86,14 +86,14 @@ def dispatch(
         (n, c, h, w), (out_channels, _, kh, kw) = x.shape, weight.shape
         epilogue = Epilogue(bias is not None, activation, residual is not None)
         problem = ConvProblem(n, c, h, w, kh, kw, stride, padding, dilation, out_channels // c, epilogue=epilogue)
-        return transforms.convolve(problem, x, weight, bias, residual)
+        return transforms.compute(problem, operands_of(x=x, weight=weight, bias=bias, residual=residual))
     if not _needs_grad(x, weight, bias, residual):
         return library.op(
             x, weight, bias, residual, bank, stride, padding, dilation, activation, precision, algorithm, bank_format
         )
     _check_gradients(algorithm)
     y = library.op(x, weight, bias, None, None, stride, padding, dilation, None, precision, "torch", None)
-    y = torch_.activate(y, activation)
+    y = activate(y, activation)
     return y if residual is None else y + residual.to(y.dtype)
 
 
@@ -185,14 +185,14 @@ def dispatch_dense(
         (n, c, h, w), (out_channels, _, kh, kw) = x.shape, weight.shape
         epilogue = Epilogue(bias is not None, activation, residual is not None)
         problem = DenseProblem(n, c, h, w, out_channels, kh, kw, stride, padding, epilogue=epilogue)
-        return transforms.convolve(problem, x, weight, bias, residual)
+        return transforms.compute(problem, operands_of(x=x, weight=weight, bias=bias, residual=residual))
     if not _needs_grad(x, weight, bias, residual):
         return library_dense.op(
             x, weight, bias, residual, bank, stride, padding, activation, precision, out_layout, algorithm, bank_format
         )
     _check_gradients(algorithm)
     y = library_dense.op(x, weight, bias, None, None, stride, padding, None, precision, out_layout, "torch", None)
-    y = torch_.activate(y, activation)
+    y = activate(y, activation)
     return y if residual is None else y + residual.to(y.dtype)
 
 
@@ -426,9 +426,9 @@ def tune(
         if examples:
             raise ValueError("examples are for a model: problems say everything themselves")
         for problem in problems:
-            if not isinstance(problem, (ConvProblem, DenseProblem, FfnProblem, StemProblem)):
-                allowed = "a model or problems (ConvProblem, DenseProblem, FfnProblem, StemProblem)"
-                raise TypeError(f"expected {allowed}, got a {type(problem).__name__}")
+            if not isinstance(problem, Problem):
+                allowed = ", ".join(kind.__name__ for kind in KINDS.values())
+                raise TypeError(f"expected a model or problems ({allowed}), got a {type(problem).__name__}")
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         problems = [replace(p, dtype=name, precision=p.precision if name == "float32" else None) for p in problems]

@@ -29,7 +29,7 @@ MUTANTS = {
         "tests/algorithms/test_forward.py::test_images_beyond_two_to_the_31",
     ),
     "packed weights of any format": Mutant(
-        "lk_triton/ops/registration.py", "if bank is None or wanted != bank_format:", "if bank is None:",
+        "lk_triton/ops/registration.py", "elif bank is not None and read == bank_format:", "elif bank is not None:",
         "tests/test_bank.py::test_a_plan_that_reads_another_format_packs_for_itself",
     ),
     "the residual by the output's strides": Mutant(
@@ -55,7 +55,7 @@ MUTANTS = {
         "tests/planning/test_tuner.py::test_one_slow_round_does_not_change_the_figure", 2,
     ),
     "neighbours of another dilation": Mutant(
-        "lk_triton/planning/nearest.py", 'sizes = ("n", "c", "h", "w") if', 'sizes = ("n", "c", "h", "w", "dilation") if',
+        "lk_triton/ops/problem.py", '= ("n", "c", "h", "w")', '= ("n", "c", "h", "w", "dilation")',
         "tests/planning/test_sources.py::test_only_sizes_differ_between_neighbours",
     ),
     "expanded channels as rows of their own": Mutant(

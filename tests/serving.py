@@ -15,8 +15,7 @@ import torch
 from lk_triton import conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem
-from lk_triton.planning.accuracy import Inputs
+from lk_triton.ops.problem import ConvProblem, DenseProblem, FfnProblem, Operands, Problem
 from lk_triton.planning.plan import why_not
 
 MODES = {"interpreted": "1", "cpu": "0", "gpu": "0"}
@@ -38,17 +37,12 @@ def serving(problem: Problem, mode: str = "interpreted") -> list[str]:
         return [name for name in registry.meant_for(problem) if why_not(problem, gpu, name) is None]
 
 
-def call(problem: Problem, given: Inputs, algorithm: str = "auto") -> torch.Tensor:
+def call(problem: Any, operands: Operands, algorithm: str = "auto") -> torch.Tensor:
     """``problem`` by the public function of its kind; the layouts are those of the tensors."""
-    x, weight, bias, residual = given
     options: Any = {"activation": problem.epilogue.activation, "precision": problem.precision, "algorithm": algorithm}
     if isinstance(problem, ConvProblem):
         geometry: Any = {"stride": problem.stride, "padding": problem.padding, "dilation": problem.dilation}
-        return depthwise_conv2d(x, weight, bias, residual=residual, **geometry, **options)
+        return depthwise_conv2d(**operands, **geometry, **options)
     if isinstance(problem, DenseProblem):
-        geometry = {"stride": problem.stride, "padding": problem.padding}
-        return dense_conv2d(x, weight, bias, residual=residual, **geometry, **options)
-    layers: Any = [tensor for layer in zip(weight, bias or (), strict=True) for tensor in layer]
-    if isinstance(problem, FfnProblem):
-        return conv_ffn(x, *layers, residual=residual, **options)
-    return conv_stem(x, *layers, **options)
+        return dense_conv2d(**operands, stride=problem.stride, padding=problem.padding, **options)
+    return (conv_ffn if isinstance(problem, FfnProblem) else conv_stem)(**operands, **options)

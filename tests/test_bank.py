@@ -127,7 +127,7 @@ def test_a_plan_that_reads_another_format_packs_for_itself(packed: str, monkeypa
     for name, algorithm in registry.ALGORITHMS.items():
         problem = replace(posed(module, SHAPE), layout="channels_last", epilogue=Epilogue(True, "relu", True))
         if algorithm.why_not(problem, gpus.of(x.device)) is None:
-            formats.add(algorithm.bank_format(plan(problem, gpus.of(x.device), name).config))
+            formats.add(algorithm.weight_format(plan(problem, gpus.of(x.device), name).config))
             with lk_triton.use(name):
                 torch.testing.assert_close(module(x, residual), expected, rtol=1e-4, atol=1e-4)
     assert formats - {held}
@@ -285,8 +285,8 @@ def test_prepare_waits_for_what_it_packed(monkeypatch: pytest.MonkeyPatch) -> No
 
     stream = MagicMock()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    pack = ToeplitzAlgorithm.pack
-    monkeypatch.setattr(ToeplitzAlgorithm, "pack", lambda self, *args: pack(self, *args).as_subclass(OnGpu))
+    prepack = ToeplitzAlgorithm.prepack
+    monkeypatch.setattr(ToeplitzAlgorithm, "prepack", lambda self, *args: prepack(self, *args).as_subclass(OnGpu))
     prepared()
     stream.synchronize.assert_called_once_with()
 

@@ -13,9 +13,8 @@ from torch import Tensor
 import lk_triton
 from lk_triton import depthwise_conv2d, explain
 from lk_triton import gpu as gpus
-from lk_triton.algorithms.torch_ import activate
 from lk_triton.functional import explain_problem
-from lk_triton.ops.problem import ConvProblem
+from lk_triton.ops.problem import ConvProblem, Epilogue, activate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = ConvProblem(1, 4, 8, 8, 3, 3, padding=(1, 1), dtype="float32")
@@ -318,7 +317,7 @@ def test_explanation() -> None:
     assert set(verdict.algorithms) == {"toeplitz", "toeplitz_hopper", "direct", "onednn", "torch"}
     assert isinstance(verdict.algorithms["toeplitz"], str)
     assert isinstance(verdict.algorithms["direct"], float)
-    assert verdict.problem.epilogue.activation == "relu"
+    assert getattr(verdict.problem, "epilogue", None) == Epilogue(False, "relu")
     text = str(verdict)
     assert "direct (cost model)" in text
     assert "stride (2, 2) is not (1, 1)" in text

@@ -77,12 +77,12 @@ def test_cost_model_takes_the_cheapest_config() -> None:
 
 def test_a_bank_restricts_the_plan_to_its_format() -> None:
     toeplitz = registry.get("toeplitz")
-    formats = {toeplitz.bank_format(c) for c in toeplitz.configs(LARGE, H100)}
+    formats = {toeplitz.weight_format(c) for c in toeplitz.configs(LARGE, H100)}
     assert len(formats) > 1
     for bank_format in formats:
         for problem in (LARGE, replace(LARGE, n=1), replace(LARGE, h=512, w=256)):
             chosen = plan(problem, H100, bank_format=bank_format)
-            assert registry.get(chosen.algorithm).bank_format(chosen.config) in (None, bank_format)
+            assert registry.get(chosen.algorithm).weight_format(chosen.config) in (None, bank_format)
     assert plan(LARGE, H100, bank_format="of another version").algorithm == "toeplitz"  # nothing reads it: packed anew
 
 

@@ -11,7 +11,6 @@ from serving import call
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lk_triton import conv_ffn, conv_stem, dense_conv2d, depthwise_conv2d
 from lk_triton.models import RepLKNet
@@ -36,13 +35,11 @@ def posed(kind: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     """A function of all tensors of a problem, and the tensors."""
     problem = PROBLEMS[kind]
     given = draw(problem, torch.device("cpu"), torch.Generator().manual_seed(0))
-    flat, spec = tree_flatten(given)
 
     def function(*tensors: Tensor) -> Tensor:
-        filled = iter(tensors)
-        return call(problem, tree_unflatten([None if t is None else next(filled) for t in flat], spec))
+        return call(problem, dict(zip(given, tensors, strict=True)))
 
-    return function, tuple(t for t in flat if t is not None)
+    return function, tuple(given.values())
 
 
 @MODES

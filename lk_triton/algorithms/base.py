@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -14,14 +16,11 @@ from torch import Tensor
 from .. import gpu as gpus
 from ..gpu import Gpu
 from ..ops import layout
-from ..ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
+from ..ops.problem import ConvProblem, Operands, Problem
 from .launch_cache import launch_again
 
 Config = Any
 """A frozen dataclass of compile-time choices; each algorithm has its own."""
-
-Weights = Any
-"""A tensor, or a tuple of those of several layers; the same for biases and banks."""
 
 LAUNCH_SECONDS = 3e-6
 """From one kernel's end to the next one's start in a stream, kernel prologue included. An assumption, not a measurement."""
@@ -91,22 +90,24 @@ class Algorithm(Protocol):
         useful share."""
         ...
 
-    def bank_bytes(self, problem: Any, config: Config) -> int:
-        """Memory of the packed weights, in bytes; 0 where the weight is read as it is."""
+    def weight_format(self, config: Config) -> str | None:
+        """Name of the format that ``config`` reads the weight in; None where it reads the operands as they are."""
         ...
 
-    def bank_format(self, config: Config) -> str | None:
-        """Name of the packed-weight format that ``config`` reads; None where it reads the weight as it is."""
+    def prepack(self, weight: Tensor, problem: Any, config: Config) -> Tensor:
+        """The operand ``weight`` in the format that ``config`` reads. Only where there is one."""
         ...
 
-    def pack(self, weight: Weights, problem: Any, config: Config) -> Weights:
-        """The bank: ``weight`` (``problem.weight_shape``) in the format that ``config`` reads."""
+    def prepacked_bytes(self, problem: Any, config: Config) -> int:
+        """Memory of the prepacked weight, in bytes; 0 where there is none."""
         ...
 
-    def launch(
-        self, problem: Any, config: Config, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
-    ) -> Tensor:
-        """Compute the problem; returns a fresh tensor of ``problem.out_shape`` in ``problem.out_layout``."""
+    def launch(self, problem: Any, config: Config, operands: Operands) -> Tensor:
+        """Compute the problem; returns a fresh tensor as ``problem.output()`` says.
+
+        Args:
+            operands: as ``problem.inputs()`` says, in any memory order; ``weight`` is prepacked where ``config`` reads it so.
+        """
         ...
 
 
@@ -154,9 +155,28 @@ class Versioned:
         """A program computes one channel."""
         return 1
 
+    def weight_format(self, config: Any) -> str | None:
+        """Reads the operands as they are."""
+        return None
+
+    def prepack(self, weight: Tensor, problem: Any, config: Any) -> Tensor:
+        """Never asked for without a format."""
+        raise NotImplementedError(f"{self.name} reads the weight as it is")
+
+    def prepacked_bytes(self, problem: Any, config: Any) -> int:
+        """There is no prepacked weight."""
+        return 0
+
     def beaten(self, problem: Any) -> str | None:
         """By nothing that is known."""
         return None
+
+
+def with_prepacked(algorithm: Algorithm, problem: Problem, config: Config, operands: Operands) -> Operands:
+    """``operands`` as ``algorithm.launch`` takes them: with the weight in the format that ``config`` reads."""
+    if algorithm.weight_format(config) is None:
+        return operands
+    return {**operands, "weight": algorithm.prepack(operands["weight"], problem, config)}
 
 
 class TritonAlgorithm(Versioned):
@@ -178,64 +198,40 @@ class TritonAlgorithm(Versioned):
             return "a channel has 2^31 groups of outputs or more, or there are 2^31 programs: split the batch"
         return None
 
-    def kernel_launch(
-        self,
-        problem: Any,
-        config: Config,
-        x: Tensor,
-        bank: Weights,
-        bias: Weights | None,
-        residual: Tensor | None,
-        out: Tensor,
-    ) -> KernelLaunch:
-        """The launch that computes ``out``; tensors may be meta tensors, for offline compilation."""
+    def kernel_launch(self, problem: Any, config: Config, operands: Operands, out: Tensor) -> KernelLaunch:
+        """The launch that computes ``out``; tensors may be meta tensors, for offline compilation.
+
+        Args:
+            operands: as ``launch`` takes them, but that maps have dense planes, and all else is contiguous.
+        """
         raise NotImplementedError
 
     def launches(self, problem: Any, config: Config) -> int:
         """Kernels of one call, its weight being packed."""
         return 1 + len(conversions(problem))
 
-    def launch(
-        self, problem: Any, config: Config, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
-    ) -> Tensor:
+    def launch(self, problem: Any, config: Config, operands: Operands) -> Tensor:
         """One kernel launch; channels_last tensors and strided planes are copied to dense planes first."""
-        out = layout.empty(problem.out_shape, planar(problem.out_layout), x)
-        x = layout.with_dense_planes(x)
-        residual = None if residual is None else layout.with_dense_planes(residual)
-        self.submit(problem, config, x, bank, bias, residual, out)
-        return layout.conform(out, problem.out_layout)
+        wanted = problem.output()
+        out = layout.empty(wanted.shape, planar(wanted.layout), next(iter(operands.values())))
+        self.submit(problem, config, dense_operands(problem, operands), out)
+        return layout.conform(out, wanted.layout)
 
-    def submit(
-        self,
-        problem: Any,
-        config: Any,
-        x: Tensor,
-        bank: Weights,
-        bias: Weights | None,
-        residual: Tensor | None,
-        out: Tensor,
-    ) -> None:
+    def submit(self, problem: Any, config: Any, operands: Operands, out: Tensor) -> None:
         """Run ``kernel_launch``, which is built once for all tensors of the same strides and alignment."""
-        bias, early = _without_gaps(bias), _dependent_launches(x.device)
+        early = _dependent_launches(out.device)
 
         def first() -> KernelLaunch:
-            launch = self.kernel_launch(problem, config, x, bank, bias, residual, out)
+            launch = self.kernel_launch(problem, config, operands, out)
             if "PDL" in launch.args:
                 launch.args["PDL"] = early
             return launch
 
-        tensors = self.tensors(x, bank, bias, residual, out)
-        launch_again((self.name, problem, config), early, tensors, first, x.device)
+        launch_again((self.name, problem, config), early, self.tensors(operands, out), first, out.device)
 
-    def tensors(
-        self, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None, out: Tensor
-    ) -> dict[str, Tensor | None]:
-        """What a launch reads and writes, by the names of the kernel's parameters: ``w1``, ``b1``, ... of several layers."""
-        given: dict[str, Tensor | None] = {"x": x, "residual": residual, "out": out}
-        if not isinstance(bank, tuple):
-            return given | {self.weight_parameter: bank, "bias": bias}
-        biases = bias or (None,) * len(bank)
-        return given | {f"w{i}": w for i, w in enumerate(bank, 1)} | {f"b{i}": b for i, b in enumerate(biases, 1)}
+    def tensors(self, operands: Operands, out: Tensor) -> dict[str, Tensor]:
+        """What a launch reads and writes, by the names of the kernel's parameters."""
+        return {self.weight_parameter if role == "weight" else role: t for role, t in operands.items()} | {"out": out}
 
 
 def _dependent_launches(device: torch.device) -> bool:
@@ -243,21 +239,18 @@ def _dependent_launches(device: torch.device) -> bool:
     return os.environ.get(PDL) == "1" and device.type == "cuda" and gpus.of(device).capability >= 90
 
 
-def _without_gaps(bias: Weights | None) -> Weights | None:
-    """``bias`` contiguous, as kernels read it: they do not ask for its stride."""
-    if isinstance(bias, tuple):
-        return tuple(b.contiguous() for b in bias)
-    return None if bias is None else bias.contiguous()
+def dense_operands(problem: Problem, operands: Operands) -> Operands:
+    """``operands`` as kernels read them: maps of dense planes, all else contiguous."""
+    maps = problem.maps()
+    return {
+        role: layout.with_dense_planes(tensor) if role in maps else tensor.contiguous() for role, tensor in operands.items()
+    }
 
 
 def why_no_kernel(algorithm: Any, problem: Problem, gpu: Gpu) -> str | None:
     """Why no Triton kernel of ``algorithm`` can serve whatever the sizes are, or None."""
     if not isinstance(problem, algorithm.problems):
-        kinds = {
-            ConvProblem: "depthwise convolutions", DenseProblem: "dense convolutions", FfnProblem: "ConvFFNs",
-            StemProblem: "stems",
-        }  # fmt: skip
-        return f"{algorithm.name} is not for {kinds[type(problem)]}"
+        return f"{algorithm.name} is not for {problem.plural}"
     if gpu.backend not in ("cuda", "hip"):
         return f"Triton kernels need a CUDA or ROCm GPU, got {gpu.name} (TRITON_INTERPRET=1 interprets them on a CPU)"
     if problem.dtype not in ("float16", "bfloat16", "float32"):
@@ -265,8 +258,9 @@ def why_no_kernel(algorithm: Any, problem: Problem, gpu: Gpu) -> str | None:
     return None
 
 
-def plane_arguments(problem: ConvProblem, x: Tensor, residual: Tensor | None, out: Tensor) -> dict[str, Any]:
+def plane_arguments(problem: ConvProblem, operands: Operands, out: Tensor) -> dict[str, Any]:
     """Kernel arguments for images of dense planes: tensors, sizes, and strides in vectors of XV (x) and OV (residual, out)."""
+    x, residual = operands["x"], operands.get("residual")
     widest = 16 // problem.itemsize
     xv = vector_width(widest, [x], problem.w)
     ov = vector_width(widest, [out, residual], problem.ow)
@@ -302,12 +296,13 @@ def image_vector(problem: ConvProblem) -> int:
     return vector_width(16 // problem.itemsize, [], problem.w)
 
 
-def roofline(problem: Problem, gpu: Gpu, **seconds: float) -> Estimate:
-    """The slowest of several resources (name -> seconds), plus one launch, plus a channels_last problem's conversions.
+def roofline(problem: Problem, gpu: Gpu, copied: Sequence[int] | None = None, /, **seconds: float) -> Estimate:
+    """The slowest of several resources (name -> seconds), plus one launch, plus the conversions of ``copied`` elements.
 
-    The limiter is the largest of these: the resource, ``launch``, or ``dram`` where the conversions are it.
+    The limiter is the largest of these: the resource, ``launch``, or ``dram`` where the conversions are it. By default those
+    of ``conversions``.
     """
-    copied = conversions(problem)
+    copied = conversions(problem) if copied is None else copied
     slowest = max(seconds, key=lambda name: seconds[name])
     terms = {"launch": LAUNCH_SECONDS * (1 + len(copied)), slowest: seconds[slowest]}
     if copied:
@@ -322,21 +317,20 @@ def in_turn(launches: Iterable[Estimate]) -> Estimate:
     return Estimate(sum(e.seconds for e in found), max(found).limiter)
 
 
-def conversions(problem: Problem) -> list[int]:
+@lru_cache(maxsize=4096)
+def conversions(problem: Problem) -> tuple[int, ...]:
     """Elements of each tensor that is copied to or from dense planes, where the problem's layouts have none."""
-    n, c, oh, ow = problem.out_shape
-    inputs, outputs = problem.n * problem.c * problem.h * problem.w, n * c * oh * ow
-    copied = [inputs] if problem.layout == "channels_last" else []
-    return copied + ([outputs] * (1 + problem.epilogue.residual) if problem.out_layout == "channels_last" else [])
+    specs = (*problem.inputs().values(), problem.output())
+    return tuple(prod(spec.shape) for spec in specs if spec.layout == "channels_last")
 
 
-def planar(memory_order: str) -> str:
-    """The layout that kernels see: of dense planes."""
+def planar(memory_order: str | None) -> str | None:
+    """The layout that kernels see: of dense planes; None of what is no map."""
     return "nchw" if memory_order == "channels_last" else memory_order
 
 
+@lru_cache(maxsize=4096)
 def activation_bytes(problem: Problem) -> int:
-    """DRAM floor: x and residual read once, out written once."""
-    n, c, oh, ow = problem.out_shape
-    outputs = n * c * oh * ow * (2 if problem.epilogue.residual else 1)
-    return (problem.n * problem.c * problem.h * problem.w + outputs) * problem.itemsize
+    """DRAM floor: every map read once, such as x and residual, and the output written once."""
+    specs = (*problem.maps().values(), problem.output())
+    return sum(prod(spec.shape) for spec in specs) * problem.itemsize

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..gpu import Gpu
 from ..ops import layout
-from ..ops.problem import Convolution, ConvProblem, DenseProblem
+from ..ops.problem import Convolution, ConvProblem, DenseProblem, Operands
 from .base import Estimate, Versioned
 from .torch_ import faster_unpacked
 
@@ -79,15 +79,15 @@ class OnednnAlgorithm(Versioned):
         """The nominal ones."""
         return problem.nominal_macs
 
-    def bank_bytes(self, problem: Convolution, config: OnednnConfig) -> int:
+    def prepacked_bytes(self, problem: Convolution, config: OnednnConfig) -> int:
         """A second copy of the weight."""
         return prod(problem.weight_shape) * problem.itemsize
 
-    def bank_format(self, config: OnednnConfig) -> str | None:
+    def weight_format(self, config: OnednnConfig) -> str | None:
         """oneDNN's own."""
         return FORMAT
 
-    def pack(self, weight: Tensor, problem: Convolution, config: OnednnConfig) -> Tensor:
+    def prepack(self, weight: Tensor, problem: Convolution, config: OnednnConfig) -> Tensor:
         """oneDNN's own order for this shape; without it oneDNN reorders the weight in every call."""
         weight = weight.detach().contiguous()
         if is_linear(problem):
@@ -97,16 +97,14 @@ class OnednnAlgorithm(Versioned):
             weight, problem.padding, problem.stride, problem.dilation, problem.groups, shape
         )
 
-    def launch(
-        self, problem: Convolution, config: OnednnConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
-        residual: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def launch(self, problem: Convolution, config: OnednnConfig, operands: Operands) -> Tensor:
         """A linear over pixels (N, H, W, Cin), or a convolution of x (N, C, H, W); oneDNN ignores the stride of a bias."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        bias, residual = operands.get("bias"), operands.get("residual")
+        x = operands["x"].contiguous(memory_format=torch.channels_last)
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
         compute = _linear if is_linear(problem) else _convolution
-        y = compute(problem, x, bank, None if bias is None else bias.contiguous(), residual)
+        y = compute(problem, x, operands["weight"], None if bias is None else bias.contiguous(), residual)
         if problem.epilogue.activation == "relu":
             torch.relu_(y)
         return layout.conform(y, problem.out_layout)
@@ -117,18 +115,19 @@ def is_linear(problem: Convolution) -> bool:
     return isinstance(problem, DenseProblem) and problem.pointwise
 
 
-def _linear(problem: Convolution, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def _linear(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     pixels = x.permute(0, 2, 3, 1)
     if residual is None:
-        y = torch.ops.mkldnn._linear_pointwise.default(pixels, bank, bias, ATTRIBUTES[problem.epilogue.activation], [], "none")
+        activation = ATTRIBUTES[problem.epilogue.activation]
+        y = torch.ops.mkldnn._linear_pointwise.default(pixels, weight, bias, activation, [], "none")
     else:
-        y = torch.ops.mkldnn._linear_pointwise.binary(pixels, residual.permute(0, 2, 3, 1), bank, bias, "add")
+        y = torch.ops.mkldnn._linear_pointwise.binary(pixels, residual.permute(0, 2, 3, 1), weight, bias, "add")
     return y.permute(0, 3, 1, 2)
 
 
-def _convolution(problem: Convolution, x: Tensor, bank: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def _convolution(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     geometry = bias, problem.padding, problem.stride, problem.dilation, problem.groups
     if residual is None:
         activation = ATTRIBUTES[problem.epilogue.activation]
-        return torch.ops.mkldnn._convolution_pointwise.default(x, bank, *geometry, activation, [], "none")
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, bank, *geometry, "add", None, None, [], None)
+        return torch.ops.mkldnn._convolution_pointwise.default(x, weight, *geometry, activation, [], "none")
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, weight, *geometry, "add", None, None, [], None)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .. import gpu as gpus
 from ..gpu import Gpu
-from ..ops.problem import Chain, Convolution, FfnProblem, StemProblem
+from ..ops.problem import Chain, Convolution, FfnProblem, Operands, StemProblem
 from . import registry
-from .base import Estimate, Versioned, Weights, in_turn
+from .base import Estimate, Versioned, in_turn, with_prepacked
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,16 @@ class PairAlgorithm(Versioned):
         """The nominal ones: what runs is the plans' affair."""
         return problem.nominal_macs
 
-    def bank_bytes(self, problem: Chain, config: PairConfig) -> int:
-        """There is no bank."""
-        return 0
+    def launch(self, problem: Chain, config: PairConfig, operands: Operands) -> Tensor:
+        """Layer after layer."""
+        gpu = gpus.of(operands["x"].device)
 
-    def bank_format(self, config: PairConfig) -> str | None:
-        """Reads the weights as they are."""
-        return None
-
-    def pack(self, weight: Weights, problem: Chain, config: PairConfig) -> Weights:
-        """The weights themselves."""
-        return weight
-
-    def launch(
-        self, problem: Chain, config: PairConfig, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
-    ) -> Tensor:
-        """Layer after layer; the last one adds the residual."""
-        gpu, y, last = gpus.of(x.device), x, len(bank) - 1
-        for i, (layer, weight, b) in enumerate(zip(problem.layers, bank, bias or (None,) * len(bank), strict=True)):
+        def compute(layer: Convolution, own: Operands) -> Tensor:
             chosen = self.plan(layer, gpu)
             algorithm = registry.get(chosen.algorithm)
-            packed = algorithm.pack(weight, layer, chosen.config)
-            y = algorithm.launch(layer, chosen.config, y, packed, b, residual if i == last else None)
-        return y
+            return algorithm.launch(layer, chosen.config, with_prepacked(algorithm, layer, chosen.config, own))
+
+        return problem.in_turn(operands, compute)
 
 
 class TripleAlgorithm(PairAlgorithm):

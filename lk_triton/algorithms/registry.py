@@ -32,7 +32,7 @@ RENAMED = {"resident": "toeplitz_hopper", "stem": "implicit_gemm"}
 def meant_for(problem: Problem | type[Problem]) -> dict[str, Algorithm]:
     """The algorithms for problems of this kind; each may still refuse a single one."""
     kind = problem if isinstance(problem, type) else type(problem)
-    return {name: a for name, a in ALGORITHMS.items() if kind in a.problems}
+    return {name: a for name, a in ALGORITHMS.items() if issubclass(kind, a.problems)}
 
 
 def get(name: str) -> Algorithm:

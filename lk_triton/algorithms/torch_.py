@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..gpu import Gpu
 from ..ops import layout
-from ..ops.problem import Chain, Convolution, ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
-from .base import MMA_SHARE, Estimate, Versioned, Weights, activation_bytes, in_turn, roofline
+from ..ops.problem import Chain, Convolution, ConvProblem, DenseProblem, Operands, Problem, convolve
+from .base import MMA_SHARE, Estimate, Versioned, activation_bytes, in_turn, roofline
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TorchAlgorithm(Versioned):
     name = "torch"
     versions: ClassVar = {"torch": 1}  # raised when its launch changes
     config_type: type[Any] = TorchConfig
-    problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem, FfnProblem, StemProblem)
+    problems: tuple[type[Any], ...] = (Problem,)
 
     def why_not(self, problem: Problem, gpu: Gpu) -> str | None:
         """Serves every problem."""
@@ -44,50 +44,32 @@ class TorchAlgorithm(Versioned):
         dense = isinstance(problem, DenseProblem) and problem.dtype != "float32"
         rate = MMA_SHARE * gpu.mma_half_tflops if dense else 0.1 * gpu.fp32_tflops
         fma = 2 * problem.nominal_macs / (max(rate, 0.01) * 1e12)
-        unconverted = replace(problem, layout="nchw")  # torch converts nothing
-        if isinstance(unconverted, DenseProblem):
-            unconverted = replace(unconverted, out_layout="nchw")
-        return roofline(unconverted, gpu, fma=fma, dram=activation_bytes(problem) / (gpu.dram_gbps * 1e9))
+        return roofline(problem, gpu, (), fma=fma, dram=activation_bytes(problem) / (gpu.dram_gbps * 1e9))
 
     def issued_macs(self, problem: Problem, config: TorchConfig) -> int:
         """The nominal ones: what runs is torch's affair."""
         return problem.nominal_macs
 
-    def bank_bytes(self, problem: Problem, config: TorchConfig) -> int:
-        """There is no bank."""
-        return 0
-
-    def bank_format(self, config: TorchConfig) -> str | None:
-        """Reads the weight as it is."""
-        return None
-
-    def pack(self, weight: Weights, problem: Problem, config: TorchConfig) -> Weights:
-        """The weight itself."""
-        return weight
-
-    def launch(
-        self, problem: Problem, config: TorchConfig, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
-    ) -> Tensor:
-        """On a CPU the convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31, or in the layout
+    def launch(self, problem: Problem, config: TorchConfig, operands: Operands) -> Tensor:
+        """On a CPU a convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31, or in the layout
         of x, where that is faster (``faster_unpacked``).
 
         On a GPU float32 runs in NCHW unless TF32 was asked for: torch's own depthwise kernels serve there, in IEEE
         arithmetic, where cuDNN, which serves channels_last, may take TF32.
         """
         if isinstance(problem, Chain):
-            biases = bias or (None,) * len(bank)
-            for layer, weight, b in zip(problem.layers[:-1], bank[:-1], biases[:-1], strict=True):
-                x = self.launch(layer, config, x, weight, b, None)
-            return self.launch(problem.layers[-1], config, x, bank[-1], biases[-1], residual)
+            return problem.in_turn(operands, lambda layer, own: self.launch(layer, config, own))
+        if not isinstance(problem, Convolution):
+            return layout.conform(problem.reference(operands), problem.output().layout)
+        x = operands["x"]
         if x.device.type == "cpu":
             planes = problem.layout == "nchw" and faster_unpacked(problem)
             x = x.contiguous(memory_format=torch.contiguous_format if planes else torch.channels_last)
         elif x.dtype == torch.float32 and problem.precision != "tf32":
             x = x.contiguous()
-        y = convolve(problem, x, bank, bias)
-        y = activate_(y, problem.epilogue.activation)
-        if residual is not None:
-            y += residual
+        y = activate_(convolve(problem, x, operands["weight"], operands.get("bias")), problem.epilogue.activation)
+        if "residual" in operands:
+            y += operands["residual"]
         return layout.conform(y, problem.out_layout)
 
 
@@ -104,31 +86,12 @@ def faster_unpacked(problem: Convolution) -> bool:
     if isinstance(problem, ConvProblem):
         plain = (problem.stride, problem.multiplier) == ((1, 1), 1)
         return planes and plain and problem.kw <= 13 and pixels * problem.c >= 2**15
-    if not problem.pointwise:
+    if not isinstance(problem, DenseProblem) or not problem.pointwise:
         return False
     if planes:
         return pixels >= 128 or problem.nominal_macs <= 2**23
     last = problem.layout == problem.out_layout == "channels_last"
     return last and pixels <= 1024 and problem.nominal_macs <= 2**21
-
-
-def convolve(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution alone, differentiable.
-
-    bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last does not return for
-    wide kernels of up to 16 channels (``onednn.py``, which serves the others).
-    """
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and problem.groups > 1:
-        y = convolve(problem, x.float(), weight.float(), None if bias is None else bias.float())
-        return y.to(x.dtype)
-    return F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.groups)
-
-
-def activate(y: Tensor, activation: str | None) -> Tensor:
-    """``y`` through the activation, differentiable."""
-    if activation is None:
-        return y
-    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[activation](y)
 
 
 def activate_(y: Tensor, activation: str | None) -> Tensor:

@@ -77,7 +77,7 @@ class PrepackedConv2d(_ConvNd):
         for problem in problems:
             chosen = plan(problem, gpu)
             algorithm = registry.get(chosen.algorithm)
-            bank_format = algorithm.bank_format(chosen.config)
+            bank_format = algorithm.weight_format(chosen.config)
             if bank_format is not None:
                 by_format[bank_format] = (problem, algorithm, chosen.config)
         if not by_format:
@@ -91,7 +91,7 @@ class PrepackedConv2d(_ConvNd):
         problem, algorithm, config = by_format[best]
         state = state_of(weight)
         # Of type Parameter, though not registered: torch.compile(dynamic=True) then takes its shape as fixed.
-        packed = nn.Parameter(algorithm.pack(weight, problem, config), requires_grad=False)
+        packed = nn.Parameter(algorithm.prepack(weight, problem, config), requires_grad=False)
         if packed.is_cuda:
             torch.cuda.current_stream(packed.device).synchronize()  # a call on another stream may read it right away
         return _Prepared(packed, best, weight, state)

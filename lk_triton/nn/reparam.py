@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import reparam
-from ..algorithms.torch_ import activate
-from ..ops.problem import pair, same_padding
+from ..ops.problem import activate, pair, same_padding
 from .depthwise import DepthwiseConv2d
 from .fused_conv import FusedConv2d, check_activation, with_parameters
 

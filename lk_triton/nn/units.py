@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import reparam
-from ..algorithms.torch_ import activate, activate_
+from ..algorithms.torch_ import activate_
+from ..ops.problem import activate
 from .depthwise import DepthwiseConv2d
 from .fused_conv import FusedConv2d, check_activation, with_parameters
 

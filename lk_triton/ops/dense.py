@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import layout
-from .problem import DenseProblem, Epilogue, output_size
+from .problem import DenseProblem, Epilogue, operands_of, output_size
 from .registration import before_activation, pair, register_autocast, run
 
 NAME = "lk_triton::dense_conv2d"
@@ -69,7 +69,7 @@ def _implementation(
     bank_format: str | None,
 ) -> Tensor:
     problem = problem_of(x, weight, bias, residual, pair(stride), pair(padding), activation, precision, out_layout)
-    return run(problem, x, weight, bias, residual, bank, algorithm, bank_format)
+    return run(problem, operands_of(x=x, weight=weight, bias=bias, residual=residual), algorithm, bank, bank_format)
 
 
 @torch.library.register_fake(NAME, lib=_library)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dense as library_dense
 from . import layout
-from .problem import Epilogue, FfnProblem
+from .problem import Epilogue, FfnProblem, operands_of
 from .registration import register_autocast, run
 
 NAME = "lk_triton::conv_ffn"
@@ -45,7 +45,7 @@ def _implementation(
     algorithm: str,
 ) -> Tensor:
     problem = problem_of(x, w1, residual, activation, precision, out_layout)
-    return run(problem, x, (w1, w2), (b1, b2), residual, None, algorithm, None)
+    return run(problem, operands_of(x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual), algorithm)
 
 
 @torch.library.register_fake(NAME, lib=_library)

@@ -10,6 +10,8 @@ Strides of dimensions of size 1 carry no information and are ignored.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -44,14 +46,12 @@ def with_dense_planes(x: Tensor) -> Tensor:
     return x if has_dense_planes(x) else x.contiguous()
 
 
-def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[int, int, int, int]:
-    """Strides, in elements, of a fresh tensor of ``shape`` in ``layout``."""
-    n, c, h, w = shape
-    if layout == "channels_last":
-        return h * w * c, 1, w * c, c
-    if layout == "channel_major":
-        return h * w, row_length(n, h, w), w, 1
-    return c * h * w, h * w, w, 1
+def strides(shape: tuple[int, ...], layout: str | None) -> tuple[int, ...]:
+    """Strides, in elements, of a fresh tensor of ``shape`` in ``layout``; None, of a tensor that is no map: contiguous."""
+    if layout in ("channels_last", "channel_major"):
+        n, c, h, w = shape
+        return (h * w * c, 1, w * c, c) if layout == "channels_last" else (h * w, row_length(n, h, w), w, 1)
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def row_length(n: int, h: int, w: int) -> int:
@@ -67,8 +67,8 @@ def rows_of(x: Tensor) -> Tensor | None:
     return x.as_strided((c, n * h * w), (x.stride(1) if c > 1 else row_length(n, h, w), 1))
 
 
-def empty(shape: tuple[int, int, int, int], layout: str, like: Tensor) -> Tensor:
-    """An uninitialized tensor of ``shape`` in ``layout``, with the dtype and device of ``like``.
+def empty(shape: tuple[int, ...], layout: str | None, like: Tensor) -> Tensor:
+    """An uninitialized tensor of ``shape`` in ``layout`` (see ``strides``), with the dtype and device of ``like``.
 
     Whole rows in ``channel_major``: kernels may write the rounding behind the last one too.
     """
@@ -79,9 +79,7 @@ def empty(shape: tuple[int, int, int, int], layout: str, like: Tensor) -> Tensor
     return torch.empty_strided(shape, strides(shape, layout), dtype=like.dtype, device=like.device)
 
 
-def conform(y: Tensor, layout: str) -> Tensor:
+def conform(y: Tensor, layout: str | None) -> Tensor:
     """``y`` in ``layout``: itself where its strides already are those of a fresh tensor, otherwise a copy."""
-    n, c, h, w = y.shape
-    if y.stride() == strides((n, c, h, w), layout):
-        return y
-    return empty((n, c, h, w), layout, y).copy_(y)
+    shape = tuple(y.shape)
+    return y if y.stride() == strides(shape, layout) else empty(shape, layout, y).copy_(y)

@@ -1,15 +1,21 @@
 """What is to be computed: plain frozen data, no tensors. A problem is hashable and becomes a tuning key.
 
-A ``ConvProblem`` is a depthwise convolution, a ``DenseProblem`` one that sums over the channels: 1x1, or the stem's 3x3. An
+A problem's operands are tensors by role: ``x``, ``weight``, ``bias``, ``residual``, or as the op's schema names them. A
+``ConvProblem`` is a depthwise convolution, a ``DenseProblem`` one that sums over the channels: 1x1, or the stem's 3x3. An
 ``FfnProblem`` is two 1x1 convolutions with an activation between them, a ``StemProblem`` the first three layers of a stem.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Self
 
 ACTIVATIONS = ("relu", "gelu", "silu")
 """Fused activations. ``gelu`` is the exact one (erf)."""
@@ -30,13 +36,245 @@ class Epilogue:
     residual: bool = False
 
 
+Operands = Mapping[str, Tensor]
+"""Role -> tensor. A role that is absent is not in it."""
+
+
+def operands_of(**tensors: Tensor | None) -> Operands:
+    """Role -> tensor, without those that are absent."""
+    return {role: tensor for role, tensor in tensors.items() if tensor is not None}
+
+
+class Spec(NamedTuple):
+    """What a tensor of a problem is like. ``layout``: the memory order of a map (N, C, H, W), see ``layout.py``; None of all
+    other tensors, such as weights and biases, which are contiguous."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str | None = None
+
+
+KINDS: dict[str, type[Problem]] = {}
+"""Kind, as JSON names it -> class. A class that has a ``kind`` is in it."""
+
+
+class Problem:
+    """What every kind of problem offers. A kind is a frozen dataclass that has ``n``, ``dtype`` and ``precision`` too.
+
+    Attributes:
+        kind: its name in JSON.
+        plural: what its problems are called.
+        sizes: the fields in which problems that are alike may differ.
+        batched: whether the output's first dimension is that of the images; channels are the next one, else the first.
+    """
+
+    kind: ClassVar[str]
+    plural: ClassVar[str]
+    sizes: ClassVar[tuple[str, ...]] = ("n", "h", "w")
+    batched: ClassVar[bool] = True
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    n: int
+    dtype: str
+    precision: str | None
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
+
+    def inputs(self) -> dict[str, Spec]:
+        """What is read, by role, in the order of the op's arguments."""
+        raise NotImplementedError
+
+    def output(self) -> Spec:
+        """What is computed."""
+        raise NotImplementedError
+
+    def reference(self, operands: Operands) -> Tensor:
+        """The output by torch's own operations, which can be differentiated, in the dtype of the operands; its memory order is
+        torch's choice."""
+        raise NotImplementedError
+
+    @property
+    def nominal_macs(self) -> int:
+        """Multiply-adds with every tap counted, those on the padding too."""
+        raise NotImplementedError
+
+    @property
+    def useful_macs(self) -> int:
+        """Multiply-adds of the taps that meet a pixel, not the padding."""
+        return self.nominal_macs
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        return self.output().shape
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return ITEMSIZE[self.dtype]
+
+    def maps(self) -> dict[str, Spec]:
+        """The inputs that are maps."""
+        return {role: spec for role, spec in self.inputs().items() if spec.layout is not None}
+
+    def alike(self, other: Problem) -> bool:
+        """Whether ``other`` differs from this in sizes alone."""
+        return type(self) is type(other) and replace(self, **{size: getattr(other, size) for size in self.sizes}) == other
+
+    def of_images(self, operands: Operands, some: slice) -> tuple[Self, Operands]:
+        """The same problem for some images, and its operands. Only where the problem is ``batched``."""
+        maps = self.maps()
+        return replace(self, n=len(range(self.n)[some])), {r: t[some] if r in maps else t for r, t in operands.items()}
+
+    def of_channels(self, operands: Operands, some: Sequence[int]) -> tuple[Self, Operands] | None:
+        """The problem whose output is some of this one's channels, and its operands; None where all are computed together."""
+        return None
+
+    def _text(self, what: str, **usual: object) -> str:
+        """Size of x, ``what`` and dtype, and the fields that differ from what they usually are."""
+        (n, c, h, w) = self.inputs()["x"].shape
+        fields = ((name, getattr(self, name)) for name in usual)
+        unusual = "".join(f" {name} {value}" for name, value in fields if value != usual[name])
+        return f"({n}, {c}, {h}, {w}) {what} {self.dtype}{unusual}"
+
+
+class Convolution(Problem):
+    """One convolution with its epilogue: ``activation(conv(x, weight) + bias) + residual``."""
+
+    c: int
+    h: int
+    w: int
+    kh: int
+    kw: int
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    layout: str
+    out_layout: str
+    epilogue: Epilogue
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight: output channels, input channels of a group, and the kernel."""
+        raise NotImplementedError
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels, of which each is summed over for itself."""
+        return self.c // self.weight_shape[1]
+
+    @property
+    def oh(self) -> int:
+        """Output rows."""
+        return output_size(self.h, self.kh, self.stride[0], self.padding[0], self.dilation[0])
+
+    @property
+    def ow(self) -> int:
+        """Output columns."""
+        return output_size(self.w, self.kw, self.stride[1], self.padding[1], self.dilation[1])
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the output, (n, output channels, oh, ow)."""
+        return self.n, self.weight_shape[0], self.oh, self.ow
+
+    def inputs(self) -> dict[str, Spec]:
+        x = Spec((self.n, self.c, self.h, self.w), self.dtype, self.layout)
+        found = {"x": x, "weight": Spec(self.weight_shape, self.dtype)}
+        if self.epilogue.bias:
+            found["bias"] = Spec(self.weight_shape[:1], self.dtype)
+        if self.epilogue.residual:
+            found["residual"] = self.output()
+        return found
+
+    def output(self) -> Spec:
+        return Spec(self.out_shape, self.dtype, self.out_layout)
+
+    def reference(self, operands: Operands) -> Tensor:
+        y = activate(convolve(self, operands["x"], operands["weight"], operands.get("bias")), self.epilogue.activation)
+        return y + operands["residual"] if "residual" in operands else y
+
+    @property
+    def nominal_macs(self) -> int:
+        n, out_channels, oh, ow = self.out_shape
+        return n * out_channels * oh * ow * self.weight_shape[1] * self.kh * self.kw
+
+    @property
+    def useful_macs(self) -> int:
+        rows = _taps_along(self.h, self.oh, self.kh, self.stride[0], self.padding[0], self.dilation[0])
+        columns = _taps_along(self.w, self.ow, self.kw, self.stride[1], self.padding[1], self.dilation[1])
+        return self.n * self.weight_shape[0] * self.weight_shape[1] * rows * columns
+
+
+def _picked(operands: Operands, some: Sequence[int], dims: Mapping[str, int]) -> Operands:
+    """``operands`` with some channels only of those roles that ``dims`` has the dimension of."""
+    given = list(some)
+    return {role: t[(slice(None),) * dims[role] + (given,)] if role in dims else t for role, t in operands.items()}
+
+
+class Chain(Problem):
+    """Several convolutions, one after the other.
+
+    Layer i reads the weight ``w<i>`` and the bias ``b<i>``, counted from 1; the last one adds ``residual``.
+    """
+
+    @property
+    def layers(self) -> tuple[Convolution, ...]:
+        """The convolutions that together compute it."""
+        raise NotImplementedError
+
+    def inputs(self) -> dict[str, Spec]:
+        layers = [layer.inputs() for layer in self.layers]
+        found = {"x": layers[0]["x"]}
+        for i, layer in enumerate(layers, 1):
+            found |= {f"{role[0]}{i}": spec for role, spec in layer.items() if role in ("weight", "bias")}
+        return found | {role: spec for role, spec in layers[-1].items() if role == "residual"}
+
+    def output(self) -> Spec:
+        return self.layers[-1].output()
+
+    def layer_operands(self, operands: Operands) -> list[dict[str, Tensor]]:
+        """The operands of each layer, but for ``x``, which is the output of the layer before."""
+        names = {"weight": "w", "bias": "b"}
+        found = [
+            {role: operands[f"{name}{i}"] for role, name in names.items() if f"{name}{i}" in operands}
+            for i in range(1, len(self.layers) + 1)
+        ]
+        if "residual" in operands:
+            found[-1]["residual"] = operands["residual"]
+        return found
+
+    def in_turn(self, operands: Operands, compute: Callable[[Convolution, Operands], Tensor]) -> Tensor:
+        """The output, where ``compute`` computes one layer."""
+        y = operands["x"]
+        for layer, own in zip(self.layers, self.layer_operands(operands), strict=True):
+            y = compute(layer, {"x": y, **own})
+        return y
+
+    def reference(self, operands: Operands) -> Tensor:
+        return self.in_turn(operands, lambda layer, own: layer.reference(own))
+
+    @property
+    def nominal_macs(self) -> int:
+        return sum(layer.nominal_macs for layer in self.layers)
+
+    @property
+    def useful_macs(self) -> int:
+        return sum(layer.useful_macs for layer in self.layers)
+
+
 @dataclass(frozen=True)
-class ConvProblem:
+class ConvProblem(Convolution):
     """One depthwise convolution: x (n, c, h, w), weight (c * multiplier, 1, kh, kw), out (n, c * multiplier, oh, ow).
 
     ``layout`` is the memory order of x and out: ``nchw``, ``channel_major`` or ``channels_last`` (see ``layout.py``).
     ``precision`` is for float32 only; None there means float32-class accuracy (``ieee`` or ``tf32x3``).
     """
+
+    kind: ClassVar[str] = "depthwise"
+    plural: ClassVar[str] = "depthwise convolutions"
+    sizes: ClassVar[tuple[str, ...]] = ("n", "c", "h", "w")
 
     n: int
     c: int
@@ -54,64 +292,33 @@ class ConvProblem:
     precision: str | None = None
 
     @property
-    def oh(self) -> int:
-        """Output rows."""
-        return output_size(self.h, self.kh, self.stride[0], self.padding[0], self.dilation[0])
-
-    @property
-    def ow(self) -> int:
-        """Output columns."""
-        return output_size(self.w, self.kw, self.stride[1], self.padding[1], self.dilation[1])
-
-    @property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the output, (n, c * multiplier, oh, ow)."""
-        return self.n, self.c * self.multiplier, self.oh, self.ow
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return ITEMSIZE[self.dtype]
-
-    @property
-    def nominal_macs(self) -> int:
-        """Multiply-adds with every tap counted, those on the padding too."""
-        n, c, oh, ow = self.out_shape
-        return n * c * oh * ow * self.kh * self.kw
-
-    @property
-    def useful_macs(self) -> int:
-        """Multiply-adds of the taps that meet a pixel, not the padding."""
-        return self.n * self.c * self.multiplier * _taps_on_pixels(self)
-
-    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the weight, (c * multiplier, 1, kh, kw)."""
         return self.c * self.multiplier, 1, self.kh, self.kw
 
     @property
-    def groups(self) -> int:
-        """Groups of the convolution: every channel is one."""
-        return self.c
-
-    @property
-    def out_layout(self) -> str:
+    def out_layout(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Memory order of the output: that of x."""
         return self.layout
 
+    def of_channels(self, operands: Operands, some: Sequence[int]) -> tuple[ConvProblem, Operands]:
+        picked = _picked(operands, some, {"weight": 0, "bias": 0, "residual": 1})
+        read = _picked(operands, [channel // self.multiplier for channel in some], {"x": 1})
+        return replace(self, c=len(some), multiplier=1), {**picked, "x": read["x"]}
+
     def __str__(self) -> str:
-        text = f"({self.n}, {self.c}, {self.h}, {self.w}) {self.kh}x{self.kw} {self.dtype}"
-        usual = {"stride": (1, 1), "dilation": (1, 1), "multiplier": 1, "layout": "nchw"}
-        return text + _unusual(self, usual)
+        return self._text(f"{self.kh}x{self.kw}", stride=(1, 1), dilation=(1, 1), multiplier=1, layout="nchw")
 
 
 @dataclass(frozen=True)
-class DenseProblem:
+class DenseProblem(Convolution):
     """One dense convolution: x (n, c, h, w), weight (out_channels, c, kh, kw), out (n, out_channels, oh, ow).
 
     ``layout`` is the memory order of x, ``out_layout`` that of out. ``precision`` is for float32 only; None there means
     what torch's flags for convolutions ask for, which the caller has looked up: float32-class accuracy.
     """
+
+    kind: ClassVar[str] = "dense"
+    plural: ClassVar[str] = "dense convolutions"
 
     n: int
     c: int
@@ -129,33 +336,12 @@ class DenseProblem:
     precision: str | None = None
 
     @property
-    def dilation(self) -> tuple[int, int]:
+    def dilation(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """None: (1, 1)."""
         return 1, 1
 
     @property
-    def groups(self) -> int:
-        """Groups of the convolution: all channels are one."""
-        return 1
-
-    @property
-    def oh(self) -> int:
-        """Output rows."""
-        return output_size(self.h, self.kh, self.stride[0], self.padding[0], 1)
-
-    @property
-    def ow(self) -> int:
-        """Output columns."""
-        return output_size(self.w, self.kw, self.stride[1], self.padding[1], 1)
-
-    @property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the output, (n, out_channels, oh, ow)."""
-        return self.n, self.out_channels, self.oh, self.ow
-
-    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the weight, (out_channels, c, kh, kw)."""
         return self.out_channels, self.c, self.kh, self.kw
 
     @property
@@ -163,34 +349,24 @@ class DenseProblem:
         """Whether this is a 1x1 convolution, one matrix product over all pixels."""
         return (self.kh, self.kw, *self.stride, *self.padding) == (1, 1, 1, 1, 0, 0)
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return ITEMSIZE[self.dtype]
-
-    @property
-    def nominal_macs(self) -> int:
-        """Multiply-adds with every tap counted, those on the padding too."""
-        n, out_channels, oh, ow = self.out_shape
-        return n * out_channels * oh * ow * self.c * self.kh * self.kw
-
-    @property
-    def useful_macs(self) -> int:
-        """Multiply-adds of the taps that meet a pixel, not the padding."""
-        return self.n * self.out_channels * self.c * _taps_on_pixels(self)
+    def of_channels(self, operands: Operands, some: Sequence[int]) -> tuple[DenseProblem, Operands]:
+        return replace(self, out_channels=len(some)), _picked(operands, some, {"weight": 0, "bias": 0, "residual": 1})
 
     def __str__(self) -> str:
-        text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.out_channels} dense {self.kh}x{self.kw} {self.dtype}"
-        return text + _unusual(self, {"stride": (1, 1), "layout": "nchw", "out_layout": self.layout})
+        what = f"-> {self.out_channels} dense {self.kh}x{self.kw}"
+        return self._text(what, stride=(1, 1), layout="nchw", out_layout=self.layout)
 
 
 @dataclass(frozen=True)
-class FfnProblem:
-    """A ConvFFN: x (n, c, h, w), weights (hidden, c, 1, 1) and (c, hidden, 1, 1), out (n, c, h, w).
+class FfnProblem(Chain):
+    """A ConvFFN: x (n, c, h, w), w1 (hidden, c, 1, 1), w2 (c, hidden, 1, 1), out (n, c, h, w).
 
-    Wherever a convolution has a weight and a bias, this has a pair of each. ``epilogue``: both layers have a bias, the
-    activation stands between them, the residual is added behind the second. The rest is as in ``DenseProblem``.
+    ``epilogue``: both layers have a bias, the activation stands between them, the residual is added behind the second. The
+    rest is as in ``DenseProblem``.
     """
+
+    kind: ClassVar[str] = "ffn"
+    plural: ClassVar[str] = "ConvFFNs"
 
     n: int
     c: int
@@ -231,34 +407,20 @@ class FfnProblem:
         )
         return first, second
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return ITEMSIZE[self.dtype]
-
-    @property
-    def nominal_macs(self) -> int:
-        """Multiply-adds of both layers."""
-        return sum(layer.nominal_macs for layer in self.layers)
-
-    @property
-    def useful_macs(self) -> int:
-        """Of those, the ones whose taps meet a pixel."""
-        return sum(layer.useful_macs for layer in self.layers)
-
     def __str__(self) -> str:
-        text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.hidden} -> {self.c} ConvFFN {self.dtype}"
-        return text + _unusual(self, {"layout": "nchw", "out_layout": self.layout})
+        return self._text(f"-> {self.hidden} -> {self.c} ConvFFN", layout="nchw", out_layout=self.layout)
 
 
 @dataclass(frozen=True)
-class StemProblem:
+class StemProblem(Chain):
     """The first three layers of a stem: dense 3x3 with stride 2, depthwise 3x3, 1x1, each with a bias and the activation.
 
-    x (n, c, h, w), weights (channels, c, 3, 3), (channels, 1, 3, 3) and (channels, channels, 1, 1), out (n, channels, oh, ow);
-    padding 1. Wherever a convolution has a weight and a bias, this has three of each. ``precision`` is that of the dense
-    layers; the rest is as in ``DenseProblem``.
+    x (n, c, h, w), w1 (channels, c, 3, 3), w2 (channels, 1, 3, 3), w3 (channels, channels, 1, 1), out (n, channels, oh, ow);
+    padding 1. ``precision`` is that of the dense layers; the rest is as in ``DenseProblem``.
     """
+
+    kind: ClassVar[str] = "stem"
+    plural: ClassVar[str] = "stems"
 
     n: int
     c: int
@@ -302,46 +464,31 @@ class StemProblem:
         )  # fmt: skip
         return first, second, third
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return ITEMSIZE[self.dtype]
-
-    @property
-    def nominal_macs(self) -> int:
-        """Multiply-adds of the three layers."""
-        return sum(layer.nominal_macs for layer in self.layers)
-
-    @property
-    def useful_macs(self) -> int:
-        """Of those, the ones whose taps meet a pixel."""
-        return sum(layer.useful_macs for layer in self.layers)
-
     def __str__(self) -> str:
-        text = f"({self.n}, {self.c}, {self.h}, {self.w}) -> {self.channels} stem {self.dtype}"
-        return text + _unusual(self, {"layout": "nchw", "out_layout": self.layout})
+        return self._text(f"-> {self.channels} stem", layout="nchw", out_layout=self.layout)
 
 
-Convolution = ConvProblem | DenseProblem
-Chain = FfnProblem | StemProblem
-"""Several convolutions, one after the other: ``layers``."""
-Problem = Convolution | Chain
+def convolve(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution alone, differentiable.
+
+    bfloat16 on a CPU is computed in float32: oneDNN's bfloat16 depthwise convolution in channels_last does not return for
+    wide kernels of up to 16 channels (``algorithms/onednn.py``, which serves the others).
+    """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and problem.groups > 1:
+        y = convolve(problem, x.float(), weight.float(), None if bias is None else bias.float())
+        return y.to(x.dtype)
+    return F.conv2d(x, weight, bias, problem.stride, problem.padding, problem.dilation, problem.groups)
 
 
-def _unusual(problem: Problem, usual: dict[str, object]) -> str:
-    """The fields that differ from ``usual``, in words."""
-    fields = ((name, getattr(problem, name)) for name in usual)
-    return "".join(f" {name} {value}" for name, value in fields if value != usual[name])
-
-
-def _taps_on_pixels(p: Convolution) -> int:
-    """(Output, tap) pairs of one image and channel whose pixel exists."""
-    rows = _taps_along(p.h, p.oh, p.kh, p.stride[0], p.padding[0], p.dilation[0])
-    return rows * _taps_along(p.w, p.ow, p.kw, p.stride[1], p.padding[1], p.dilation[1])
+def activate(y: Tensor, activation: str | None) -> Tensor:
+    """``y`` through the activation, differentiable."""
+    if activation is None:
+        return y
+    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[activation](y)
 
 
 def _taps_along(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """The same along one axis."""
+    """(Output, tap) pairs along one axis whose pixel exists."""
     positions = (o * stride - padding + k * dilation for o in range(outputs) for k in range(kernel))
     return sum(0 <= position < size for position in positions)
 

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithms import registry, torch_
-from ..algorithms.base import Weights
+from ..algorithms import registry
 from ..planning import verify
 from ..planning.autotune import plan_for_call
 from . import layout
-from .problem import Convolution, ConvProblem, Epilogue, Problem, output_size
+from .problem import Convolution, ConvProblem, Epilogue, Operands, Problem, convolve, operands_of, output_size
 
 NAME = "lk_triton::depthwise_conv2d"
 AUTOCAST_KEYS = {"cuda": "AutocastCUDA", "cpu": "AutocastCPU"}
@@ -79,7 +78,7 @@ def _implementation(
     bank_format: str | None,
 ) -> Tensor:
     problem = problem_of(x, weight, bias, residual, pair(stride), pair(padding), pair(dilation), activation, precision)
-    return run(problem, x, weight, bias, residual, bank, algorithm, bank_format)
+    return run(problem, operands_of(x=x, weight=weight, bias=bias, residual=residual), algorithm, bank, bank_format)
 
 
 _packing_forbidden: ContextVar[bool] = ContextVar("lk_triton_packing_forbidden", default=False)
@@ -96,14 +95,7 @@ def no_packing() -> Iterator[None]:
 
 
 def run(
-    problem: Problem,
-    x: Tensor,
-    weight: Weights,
-    bias: Weights | None,
-    residual: Tensor | None,
-    bank: Tensor | None,
-    algorithm: str,
-    bank_format: str | None,
+    problem: Problem, operands: Operands, algorithm: str, bank: Tensor | None = None, bank_format: str | None = None
 ) -> Tensor:
     """Plan and launch; packs the weight where the plan reads another format than ``bank_format``, that of ``bank``.
 
@@ -112,29 +104,31 @@ def run(
     Raises:
         RuntimeError: ``algorithm`` names a kernel that is wrong; or the weight would be packed under capture.
     """
-    chosen = plan_for_call(problem, x.device, algorithm, bank_format)
-    if 0 in problem.out_shape:
-        return layout.empty(problem.out_shape, problem.out_layout, x)
+    like = next(iter(operands.values()))
+    chosen = plan_for_call(problem, like.device, algorithm, bank_format)
+    wanted = problem.output()
+    if 0 in wanted.shape:
+        return layout.empty(wanted.shape, wanted.layout, like)
     serving = registry.get(chosen.algorithm)
-    wanted = serving.bank_format(chosen.config)
-    if bank is None or wanted != bank_format:
-        if wanted is not None and _packing_forbidden.get():
-            raise RuntimeError(
-                f"{problem} would pack its weight in every replay of the graph that is being captured: call prepare() on the "
-                "layer, with the input shape of the capture, after the last change of its weight"
-            )
-        packed = serving.pack(weight, problem, chosen.config)
+    read = serving.weight_format(chosen.config)
+    if read is None:
+        prepacked = {}
+    elif bank is not None and read == bank_format:
+        prepacked = {"weight": bank}
+    elif _packing_forbidden.get():
+        raise RuntimeError(
+            f"{problem} would pack its weight in every replay of the graph that is being captured: call prepare() on the "
+            "layer, with the input shape of the capture, after the last change of its weight"
+        )
     else:
-        packed = bank
+        prepacked = {"weight": serving.prepack(operands["weight"], problem, chosen.config)}
 
-    def compute(x: Tensor) -> Tensor:
-        return serving.launch(problem, chosen.config, x, packed, bias, residual)
+    def compute(given: Operands) -> Tensor:
+        return serving.launch(problem, chosen.config, {**given, **prepacked})
 
-    out = compute(x)
-    if verify.due(problem, chosen, x) and not verify.agrees(
-        problem, chosen, compute, x, weight, bias, residual, forced=algorithm != "auto"
-    ):
-        return run(problem, x, weight, bias, residual, bank, algorithm, bank_format)
+    out = compute(operands)
+    if verify.due(problem, chosen, like) and not verify.agrees(problem, chosen, compute, operands, algorithm != "auto"):
+        return run(problem, operands, algorithm, bank, bank_format)
     return out
 
 
@@ -184,7 +178,7 @@ def before_activation(
     """The gradient of the value before the activation, which is computed again."""
     if activation is None:
         return grad
-    before = torch_.convolve(problem, x, weight, bias)
+    before = convolve(problem, x, weight, bias)
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, before, 0)
     if activation == "gelu":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dense as library_dense
 from . import layout
-from .problem import Epilogue, StemProblem, output_size
+from .problem import Epilogue, StemProblem, operands_of, output_size
 from .registration import register_autocast, run
 
 NAME = "lk_triton::conv_stem"
@@ -44,7 +44,7 @@ def _implementation(
     algorithm: str,
 ) -> Tensor:
     problem = problem_of(x, w1, activation, precision, out_layout)
-    return run(problem, x, (w1, w2, w3), (b1, b2, b3), None, None, algorithm, None)
+    return run(problem, operands_of(x=x, w1=w1, b1=b1, w2=w2, b2=b2, w3=w3, b3=b3), algorithm)
 
 
 @torch.library.register_fake(NAME, lib=_library)

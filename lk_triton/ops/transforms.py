@@ -5,15 +5,12 @@ The registered ops have a rule for the backward pass alone: they would drop a ta
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..algorithms import torch_
 from . import registration as library
-from .problem import Convolution
+from .problem import Operands, Problem
 
 
 def active(*tensors: Tensor | None, algorithm: str = "auto") -> bool:
@@ -35,12 +32,11 @@ def active(*tensors: Tensor | None, algorithm: str = "auto") -> bool:
     return True
 
 
-def convolve(problem: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def compute(problem: Problem, operands: Operands) -> Tensor:
     """``problem`` by torch's operations, none of them in place; the memory order is torch's choice. Honours autocast."""
-    device, dtype = x.device.type, library.autocast_dtype(x)
-    if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias, residual = (t if t is None else t.to(dtype) for t in (bias, residual))
-    with nullcontext() if dtype is None else torch.amp.autocast(device, enabled=False):
-        y = torch_.activate(torch_.convolve(problem, x, weight, bias), problem.epilogue.activation)
-        return y if residual is None else y + residual
+    like = next(iter(operands.values()))
+    dtype = library.autocast_dtype(like)
+    if dtype is None:
+        return problem.reference(operands)
+    with torch.amp.autocast(like.device.type, enabled=False):
+        return problem.reference({role: tensor.to(dtype) for role, tensor in operands.items()})

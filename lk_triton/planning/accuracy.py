@@ -6,18 +6,14 @@ The rule: the error against float64 is at most twice torch's error in the same d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from ..algorithms.base import Weights
-from ..algorithms.torch_ import activate, convolve
 from ..ops import layout
-from ..ops.problem import Chain, ConvProblem, Problem
+from ..ops.problem import Chain, Operands, Problem, Spec
 
 TF32_BITS = 13
 """Bits of a float32's significand that TF32 does not have."""
@@ -76,104 +72,78 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from pieces(*cut)
 
 
-class Inputs(NamedTuple):
-    """x (N, C, H, W) in the problem's layout, the weight (``weight_shape``), and what the epilogue asks for: bias of the
-    output's channels, residual of the output's shape and layout. A chain has tuples of
-    both, and a ConvFFN adds x, as in networks."""
-
-    x: Tensor
-    weight: Weights
-    bias: Weights | None
-    residual: Tensor | None
-
-
-def draw(problem: Problem, device: torch.device, generator: torch.Generator | None = None) -> Inputs:
-    """Fresh random tensors of ``problem``; outputs are of the order of 1.
+def draw(problem: Problem, device: torch.device, generator: torch.Generator | None = None) -> Operands:
+    """Fresh random operands of ``problem``; outputs of convolutions are of the order of 1. A chain adds x, as in networks.
 
     A problem that asks for ``tf32`` gets values that TF32 holds exactly, so that float64 sees what the tensor cores see.
     """
 
-    if isinstance(problem, Chain):
-        xs, weights, biases, _ = zip(*(draw(layer, device, generator) for layer in problem.layers), strict=True)
-        return Inputs(xs[0], weights, None if biases[0] is None else biases, xs[0] if problem.epilogue.residual else None)
-
-    def normal(*shape: int) -> Tensor:
-        values = torch.randn(shape, device=device, dtype=getattr(torch, problem.dtype), generator=generator)
+    def normal(spec: Spec) -> Tensor:
+        values = torch.randn(spec.shape, device=device, dtype=getattr(torch, spec.dtype), generator=generator)
         if problem.precision == "tf32":
             values.view(torch.int32).bitwise_and_(-1 << TF32_BITS)
-        return values
+        if spec.layout is not None:
+            return layout.conform(values, spec.layout)
+        # of a weight; a power of two keeps TF32 values exact
+        return values * 2.0 ** -round(prod(spec.shape[1:]).bit_length() / 2)
 
-    n, out_channels, oh, ow = problem.out_shape
-    weight = normal(*problem.weight_shape)
-    scale = 2.0 ** -round(prod(problem.weight_shape[1:]).bit_length() / 2)  # a power of two keeps TF32 values exact
-    return Inputs(
-        x=layout.conform(normal(n, problem.c, problem.h, problem.w), problem.layout),
-        weight=weight * scale,
-        bias=normal(out_channels) if problem.epilogue.bias else None,
-        residual=layout.conform(normal(n, out_channels, oh, ow), problem.out_layout) if problem.epilogue.residual else None,
-    )
+    operands = {role: normal(spec) for role, spec in problem.inputs().items()}
+    if isinstance(problem, Chain) and "residual" in operands:
+        operands["residual"] = operands["x"]
+    return operands
 
 
-def eager(problem: Problem, x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None = None) -> Tensor:
-    """The problem by torch's own operations, in the dtype of the tensors."""
-    if isinstance(problem, Chain):
-        for layer, w, b in zip(problem.layers, weight, bias or (None,) * len(weight), strict=True):
-            x = eager(layer, x, w, b)
-        return x if residual is None else x + residual
-    y = activate(convolve(problem, x, weight, bias), problem.epilogue.activation)
-    return y if residual is None else y + residual
+def doubled(operands: Operands) -> Operands:
+    """The operands in float64."""
+    return {role: tensor.double() for role, tensor in operands.items()}
 
 
-def exactly(problem: Problem, inputs: Inputs) -> Tensor:
-    """The problem in float64, as many images (and channels of a depthwise layer) at a time as a ``PIECE`` holds.
+def exactly(problem: Problem, operands: Operands) -> Tensor:
+    """The problem in float64, as many images and channels at a time as a ``PIECE`` holds, as far as it can be taken apart.
 
     Returns:
         The output in the next wider type: float32 for 16-bit problems, whose rounding is 2**13 times as coarse, else float64.
     """
-    wide = torch.float64 if inputs.x.dtype in (torch.float32, torch.float64) else torch.float32
-    y = torch.empty(problem.out_shape, dtype=wide, device=inputs.x.device)
+    x = next(iter(operands.values()))
+    wide = torch.float64 if x.dtype in (torch.float32, torch.float64) else torch.float32
+    y = torch.empty(problem.out_shape, dtype=wide, device=x.device)
+    if not problem.batched:
+        _by_channels(problem, operands, y)
+        return y
     layers = problem.layers if isinstance(problem, Chain) else (problem,)
-    largest = max(prod(shape[1:]) for shape in (inputs.x.shape, *(layer.out_shape for layer in layers)))  # of one image
+    largest = max(prod(spec.shape[1:]) for p in layers for spec in (*p.maps().values(), p.output()))  # of one image
     images = max(1, PIECE // largest)
     for n in range(0, problem.n, images):
         some = slice(n, n + images)
-        x, residual = inputs.x[some], None if inputs.residual is None else inputs.residual[some]
-        for into, piece in _by_channels(replace(problem, n=len(x)), Inputs(x, inputs.weight, inputs.bias, residual)):
-            y[some, into] = piece
+        _by_channels(*problem.of_images(operands, some), y[some])
     return y
 
 
-def _by_channels(problem: Problem, inputs: Inputs) -> Iterator[tuple[slice, Tensor]]:
-    """(output channels, their values): of a depthwise layer a ``PIECE`` at a time, of others all at once."""
-    if not isinstance(problem, ConvProblem):
-        yield slice(None), eager(problem, *_doubled(*inputs))
-        return
-    x, weight, bias, residual = inputs
-    count = max(1, PIECE * problem.c // max(x.numel(), prod(problem.out_shape)))
-    for c in range(0, problem.c, count):
-        some = x[:, c : c + count]
-        out = slice(c * problem.multiplier, (c + count) * problem.multiplier)
-        part = replace(problem, c=some.shape[1])
-        own = (None if each is None else each[out] for each in (weight, bias))
-        yield out, eager(part, *_doubled(some, *own, None if residual is None else residual[:, out]))
-
-
-def _doubled(*tensors: Any) -> Any:
-    """The tensors in float64; None and tuples stay what they are."""
-    return tree_map_only(Tensor, Tensor.double, tensors)
+def _by_channels(problem: Problem, operands: Operands, y: Tensor) -> None:
+    """Write the output in float64 into ``y``: a ``PIECE`` at a time, or all at once where that cannot be taken apart."""
+    channels = y.shape[int(problem.batched)]
+    largest = max(prod(spec.shape) for spec in (*problem.maps().values(), problem.output()))
+    count = max(1, PIECE * channels // largest)
+    for first in range(0, channels, count):
+        some = range(first, min(first + count, channels))
+        part = problem.of_channels(operands, some) if len(some) < channels else None
+        if part is None:
+            y.copy_(problem.reference(doubled(operands)))
+            return
+        y.narrow(int(problem.batched), first, len(some)).copy_(part[0].reference(doubled(part[1])))
 
 
 class Gate:
-    """The references of one problem on one set of random inputs, computed once for all candidates."""
+    """The references of one problem on one set of random operands, computed once for all candidates."""
 
     def __init__(self, problem: Problem, device: torch.device, generator: torch.Generator | None = None) -> None:
-        self.x, self.weight, self.bias, self.residual = inputs = draw(problem, device, generator)
+        self.operands = draw(problem, device, generator)
         # in NCHW torch's own kernels serve; cuDNN, which serves channels_last, may take TF32 and loosen the bound
-        self._torch = eager(problem, self.x.contiguous(), *inputs[1:])
-        self._exact = exactly(problem, inputs)
+        self._torch = problem.reference({role: tensor.contiguous() for role, tensor in self.operands.items()})
+        self._exact = exactly(problem, self.operands)
 
-    def check(self, run: Callable[[Tensor], Tensor]) -> Verdict:
-        """Judge ``run(x)``. The memory that its output is likely to get is filled with NaN first."""
+    def check(self, run: Callable[[Operands], Tensor]) -> Verdict:
+        """Judge ``run(operands)``. The memory that its output is likely to get is filled with NaN first."""
         poison = torch.full_like(self._torch, float("nan"))
         del poison
-        return judge(run(self.x), self._torch, self._exact)
+        return judge(run(self.operands), self._torch, self._exact)

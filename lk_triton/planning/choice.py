@@ -109,4 +109,4 @@ def _pair(entry: Entry) -> Pair:
 
 
 def _reads(pair: Pair) -> str | None:
-    return registry.get(pair[0]).bank_format(pair[1])
+    return registry.get(pair[0]).weight_format(pair[1])

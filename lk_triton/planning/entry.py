@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from math import inf
 from types import UnionType
@@ -18,7 +18,7 @@ import torch
 
 from ..algorithms import registry
 from ..algorithms.base import Config
-from ..ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from ..ops.problem import KINDS, Problem
 
 LAST_HASHES = {
     "toeplitz": "8cf25b278cceda65", "toeplitz_hopper": "6cb1060d6c02a437", "direct": "db46fb1084b39604",
@@ -86,15 +86,9 @@ def config_from_json(kind: type[Any], data: Any) -> Config:
     return _build(kind, data)
 
 
-KINDS: dict[str, type[Problem]] = {
-    "depthwise": ConvProblem, "dense": DenseProblem, "ffn": FfnProblem, "stem": StemProblem,
-}  # fmt: skip
-
-
 def problem_to_json(problem: Problem) -> dict[str, Any]:
     """Its kind, and every field of the problem; tuples become lists."""
-    kind = next(name for name, of_kind in KINDS.items() if isinstance(problem, of_kind))
-    return {"kind": kind, **json.loads(json.dumps(asdict(problem)))}
+    return {"kind": problem.kind, **json.loads(json.dumps(asdict(problem)))}
 
 
 def problem_from_json(data: Any) -> Problem:
@@ -106,8 +100,7 @@ def problem_from_json(data: Any) -> Problem:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind not in KINDS:
         raise ValueError(f"a problem's kind is one of {', '.join(KINDS)}, got {kind!r}")
-    values = _fields(KINDS[kind], {name: value for name, value in data.items() if name != "kind"})
-    return _build(KINDS[kind], {**values, "epilogue": _build(Epilogue, values["epilogue"])})
+    return _build(KINDS[kind], {name: value for name, value in data.items() if name != "kind"})
 
 
 def stale(data: dict[str, Any]) -> bool:
@@ -157,8 +150,13 @@ def versions() -> dict[str, str | None]:
 
 
 def _build(kind: Callable[..., Any], data: Any) -> Any:
-    values = _fields(kind, data)
-    return _typed(kind(**{name: _tuples(value) for name, value in values.items()}))
+    """An object of the dataclass ``kind`` from its fields, of which some may be dataclasses themselves."""
+    hints = _hints(kind)
+    values = {
+        name: _build(hints[name], value) if is_dataclass(hints[name]) else _tuples(value)
+        for name, value in _fields(kind, data).items()
+    }
+    return _typed(kind(**values))
 
 
 def _typed(made: Any) -> Any:
@@ -190,6 +188,8 @@ def _is_a(value: Any, hint: Any) -> bool:
     if origin is dict:
         key, inner = arguments
         return isinstance(value, dict) and all(_is_a(k, key) and _is_a(v, inner) for k, v in value.items())
+    if is_dataclass(value):
+        return isinstance(value, hint)
     return type(value) in ((int, float) if hint is float else (hint,))
 
 

@@ -8,11 +8,10 @@ of the sizes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from math import log2
 
 from ..gpu import Gpu
-from ..ops.problem import ConvProblem, Problem
+from ..ops.problem import Problem
 from .cache import Table
 from .entry import Entry
 
@@ -26,16 +25,8 @@ def family(arch: str) -> str:
 
 
 def distance(a: Problem, b: Problem) -> float:
-    """Sum of |log2| of the ratios of N, C, H and W."""
-    return sum(abs(log2(max(x, 1) / max(y, 1))) for x, y in zip((a.n, a.c, a.h, a.w), (b.n, b.c, b.h, b.w), strict=True))
-
-
-def alike(a: Problem, b: Problem) -> bool:
-    """Whether ``a`` differs from ``b`` in sizes alone."""
-    if type(a) is not type(b):
-        return False
-    sizes = ("n", "c", "h", "w") if isinstance(a, ConvProblem) else ("n", "h", "w")
-    return replace(a, **{size: getattr(b, size) for size in sizes}) == b
+    """Sum of |log2| of the ratios of the sizes in which problems that are alike may differ."""
+    return sum(abs(log2(max(getattr(a, size), 1) / max(getattr(b, size), 1))) for size in a.sizes)
 
 
 def nearest(problem: Problem, gpu: Gpu, tables: Iterable[Table]) -> Iterator[tuple[Entry, ...]]:
@@ -45,7 +36,6 @@ def nearest(problem: Problem, gpu: Gpu, tables: Iterable[Table]) -> Iterator[tup
         if family(table.arch) != family(gpu.arch):
             continue
         for other, entries in table.entries.items():
-            far = distance(problem, other)
-            if alike(other, problem) and far <= FARTHEST:
+            if other.alike(problem) and (far := distance(problem, other)) <= FARTHEST:
                 found.append(((far, table.device != gpu.name, table.device, repr(other)), entries))
     yield from (entries for _, entries in sorted(found, key=lambda pair: pair[0]))

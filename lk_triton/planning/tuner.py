@@ -1,7 +1,7 @@
 """Measure candidates for a problem, and keep the fastest that is right.
 
 The cost model prunes every algorithm's configs to a few candidates. These are compiled in parallel, checked against float64
-(``accuracy.py``) and timed in turns with cold caches (``timing.py``). Of each algorithm and bank format the fastest is saved
+(``accuracy.py``) and timed in turns with cold caches (``timing.py``). Of each algorithm and weight format the fastest is saved
 (``cache.py``), so that a plan that is restricted to one of them is a measured one too.
 """
 
@@ -18,15 +18,14 @@ from math import prod
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .. import context
 from .. import gpu as gpus
 from ..algorithms import registry
-from ..algorithms.base import Config, Weights
+from ..algorithms.base import Config, with_prepacked
 from ..gpu import Gpu
 from ..log import logger
-from ..ops.problem import Chain, Problem
+from ..ops.problem import Chain, Operands, Problem
 from . import cache, timing
 from .accuracy import Gate, draw
 from .entry import Entry, of_measured
@@ -34,7 +33,7 @@ from .plan import Plan, at_least_one_image, excluded, plan, why_not_auto
 from .timing import Call, Timer, Timing
 
 TWINS = 2
-"""Candidates of one algorithm and bank format with the same estimate: the others differ in what the estimate does not see."""
+"""Candidates of one algorithm and weight format with one estimate: the others differ in what the estimate does not see."""
 
 TOP_K = 12
 ROUNDS = 7
@@ -134,7 +133,7 @@ def with_layers(problems: Iterable[Problem]) -> list[Problem]:
 def candidates(problem: Problem, gpu: Gpu, top_k: int = TOP_K) -> list[Candidate]:
     """The ``top_k`` most promising configs of all Triton algorithms that may be chosen, the best estimate first.
 
-    The best of each algorithm and bank format is among them, as far as ``top_k`` allows, and at most ``TWINS`` of one kind
+    The best of each algorithm and weight format is among them, as far as ``top_k`` allows, and at most ``TWINS`` of one kind
     that the estimate cannot tell apart.
     """
     found, left_out = [], {"torch", *excluded()}
@@ -155,8 +154,8 @@ def candidates(problem: Problem, gpu: Gpu, top_k: int = TOP_K) -> list[Candidate
 
 
 def kind(candidate: Candidate) -> tuple[str, str | None]:
-    """The algorithm and the bank format, of each of which the fastest is kept."""
-    return candidate.algorithm, registry.get(candidate.algorithm).bank_format(candidate.config)
+    """The algorithm and the weight format, of each of which the fastest is kept."""
+    return candidate.algorithm, registry.get(candidate.algorithm).weight_format(candidate.config)
 
 
 @torch.inference_mode()
@@ -221,12 +220,12 @@ def measure(
     rejected: dict[Candidate, str] = {}
     runs = _first_runs(problem, found, gate, rejected)
     timers: dict[str, Timer] = {}
-    images = _Images(problem, device, generator)
-    for candidate, bank in runs.items():
+    maps = _Maps(problem, device, generator)
+    for candidate, operands in runs.items():
         try:
-            verdict = gate.check(lambda x, c=candidate, b=bank: launch(problem, c, x, b, gate.bias, gate.residual))
+            verdict = gate.check(lambda _, c=candidate, o=operands: launch(problem, c, o))
             if verdict.ok:
-                timers[str(len(timers))] = _timer(problem, candidate, bank, gate, images, device, timer)
+                timers[str(len(timers))] = _timer(problem, candidate, operands, maps, device, timer)
             else:
                 rejected[candidate] = f"wrong: error {verdict.error:.2e}, allowed {verdict.allowed:.2e}"
                 logger.warning("%s on %s, %s: %s; please report it", problem, device, candidate, rejected[candidate])
@@ -241,35 +240,33 @@ def measure(
     return [Trial(c, timings.get(c), rejected.get(c)) for c in found]
 
 
-def launch(
-    problem: Problem, candidate: Candidate, x: Tensor, bank: Weights, bias: Weights | None, residual: Tensor | None
-) -> Tensor:
-    """Run a candidate as the op would."""
-    return registry.get(candidate.algorithm).launch(problem, candidate.config, x, bank, bias, residual)
+def launch(problem: Problem, candidate: Candidate, operands: Operands) -> Tensor:
+    """Run a candidate as the op would, on operands with a weight that it reads."""
+    return registry.get(candidate.algorithm).launch(problem, candidate.config, operands)
 
 
 def _first_runs(
     problem: Problem, found: Sequence[Candidate], gate: Gate, rejected: dict[Candidate, str]
-) -> dict[Candidate, Weights]:
-    """Pack and launch every candidate once, and return the banks of those that could.
+) -> dict[Candidate, Operands]:
+    """Prepack for and launch every candidate once, and return the operands of those that could.
 
     That compiles them, in parallel: ptxas is a process of its own, and Triton's compiler releases the interpreter lock while
     its passes run (7 toeplitz kernels for sm_90 on 2 cores: 4.3 s with one thread, 2.2 s with two; Triton 3.8). The
     interpreter of TRITON_INTERPRET patches Triton itself while it runs, so there is one thread then.
     """
-    device = gate.x.device
+    device = next(iter(gate.operands.values())).device
     if device.type == "cuda":  # the threads have a stream of their own, this one has drawn what they read
         torch.cuda.current_stream(device).synchronize()
     ends: list[ContextLost] = []
 
     @torch.inference_mode()  # of each thread by itself
-    def first_run(candidate: Candidate) -> Weights | str:
+    def first_run(candidate: Candidate) -> Operands | str:
         try:
-            bank = registry.get(candidate.algorithm).pack(gate.weight, problem, candidate.config)
-            launch(problem, candidate, gate.x, bank, gate.bias, gate.residual)
+            operands = with_prepacked(registry.get(candidate.algorithm), problem, candidate.config, gate.operands)
+            launch(problem, candidate, operands)
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()
-            return bank
+            return operands
         except Exception as error:
             try:
                 return _rejection(problem, candidate, device, error)
@@ -283,44 +280,36 @@ def _first_runs(
     if ends:
         raise ends[0]
     rejected |= {candidate: reason for candidate, reason in outcomes.items() if isinstance(reason, str)}
-    return {candidate: bank for candidate, bank in outcomes.items() if candidate not in rejected}
+    return {candidate: given for candidate, given in outcomes.items() if not isinstance(given, str)}
 
 
-class _Images:
-    """Random x and residual of a problem, as many as the hungriest candidate rotates through, shared by all."""
+class _Maps:
+    """Random maps of a problem, such as x and residual, as many as the hungriest candidate rotates through, shared by all."""
 
     def __init__(self, problem: Problem, device: torch.device, generator: torch.Generator) -> None:
         self._problem, self._place, self._generator = problem, device, generator
-        self._drawn: list[tuple[Tensor, Tensor | None]] = []
+        self._drawn: list[Operands] = []
 
-    def take(self, count: int) -> list[tuple[Tensor, Tensor | None]]:
+    def take(self, count: int) -> list[Operands]:
         """The first ``count`` of them."""
+        maps = self._problem.maps()
         while len(self._drawn) < count:
-            inputs = draw(self._problem, self._place, self._generator)
-            self._drawn.append((inputs.x, inputs.residual))
+            drawn = draw(self._problem, self._place, self._generator)
+            self._drawn.append({role: drawn[role] for role in maps})
         return self._drawn[:count]
 
 
 def _timer(
-    problem: Problem,
-    candidate: Candidate,
-    bank: Weights,
-    gate: Gate,
-    images: _Images,
-    device: torch.device,
-    timer: TimerFactory,
+    problem: Problem, candidate: Candidate, operands: Operands, maps: _Maps, device: torch.device, timer: TimerFactory
 ) -> Timer:
-    """Times a candidate over rotating images and banks: in a network other layers flush L2 between two calls of this one."""
-    read = sum(t.nbytes for t in {gate.x, gate.residual, *tree_leaves(bank)} if t is not None)
+    """Times a candidate over rotating operands: in a network other layers flush L2 between two calls of this one."""
+    read = sum(tensor.nbytes for tensor in set(operands.values()))
     count = timing.buffers_for(read + prod(problem.out_shape) * problem.itemsize, device)
-    drawn = images.take(count)
-    banks = [bank, *(tree_map_only(Tensor, Tensor.clone, bank) for _ in range(count - 1))]
-
-    def call(i: int) -> Tensor:
-        x, residual = drawn[i]
-        return launch(problem, candidate, x, banks[i], gate.bias, residual)
-
-    return timer(call, count, device)
+    rotating = []
+    for drawn in maps.take(count):
+        others = {role: tensor if not rotating else tensor.clone() for role, tensor in operands.items() if role not in drawn}
+        rotating.append({role: {**drawn, **others}[role] for role in operands})
+    return timer(lambda i: launch(problem, candidate, rotating[i]), count, device)
 
 
 def _conclude(problem: Problem, gpu: Gpu, trials: list[Trial], save: bool) -> Result:

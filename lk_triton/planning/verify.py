@@ -13,25 +13,25 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from .. import gpu as gpus
 from ..algorithms import registry
-from ..algorithms.base import Config, TritonAlgorithm, Weights
+from ..algorithms.base import Config, TritonAlgorithm
 from ..algorithms.pair import PairAlgorithm
 from ..gpu import Gpu
 from ..log import logger
 from ..ops import layout
-from ..ops.problem import Chain, ConvProblem, Problem
+from ..ops.problem import Chain, Operands, Problem
 from . import cache, plan
-from .accuracy import Verdict, eager, judge
+from .accuracy import TF32_BITS, Verdict, doubled, judge
 from .confirmed import confirmed
 from .entry import problem_to_json, versions
 
@@ -108,12 +108,11 @@ def due(problem: Problem, chosen: plan.Plan, x: Tensor) -> bool:
 
 
 def agrees(
-    problem: Problem, chosen: plan.Plan, compute: Callable[[Tensor], Tensor], x: Tensor, weight: Weights,
-    bias: Weights | None, residual: Tensor | None, forced: bool,
-) -> bool:  # fmt: skip
+    problem: Problem, chosen: plan.Plan, compute: Callable[[Operands], Tensor], operands: Operands, forced: bool
+) -> bool:
     """Whether a kernel computes what torch does. It computes once more: a launch is built at first and repeated later.
 
-    If ``x`` tells nothing, because it does not vary or is not finite, noise stands in for it. If torch's own result is not
+    If a map tells nothing, because it does not vary or is not finite, noise stands in for it. If torch's own result is not
     finite, because a weight is not, nothing is concluded. What is right is settled, in
     this process and for others. What is wrong is warned of, and no automatic choice of this process takes that algorithm
     for ``problem`` again.
@@ -121,19 +120,20 @@ def agrees(
     Raises:
         RuntimeError: it is wrong, and ``forced`` by the caller.
     """
-    gpu = gpus.of(x.device)
+    device = next(iter(operands.values())).device
+    gpu = gpus.of(device)
     try:
         with torch.no_grad():
-            probe = x if _tells(x) else _noise(problem, x)
-            verdict = compare(problem, chosen, compute(probe), probe, weight, bias, residual)
+            probe = telling(problem, operands)
+            verdict = compare(problem, chosen, compute(probe), probe)
             if verdict is None:
                 return True
     except torch.OutOfMemoryError:
         logger.warning("%s of %s could not be checked on %s: out of memory", chosen.algorithm, problem, gpu.name)
-        _settled[problem, chosen.algorithm, chosen.config, x.device] = True
+        _settled[problem, chosen.algorithm, chosen.config, device] = True
         return True
     if verdict.ok:
-        _settled[problem, chosen.algorithm, chosen.config, x.device] = True
+        _settled[problem, chosen.algorithm, chosen.config, device] = True
         _remember(problem, chosen, gpu)
         return True
     reason = told(problem, chosen, gpu, verdict)
@@ -154,20 +154,21 @@ def told(problem: Problem, chosen: plan.Plan, gpu: Gpu, verdict: Verdict) -> str
     )
 
 
-def compare(
-    problem: Problem, chosen: plan.Plan, out: Tensor, x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None
-) -> Verdict | None:
+def compare(problem: Problem, chosen: plan.Plan, out: Tensor, operands: Operands) -> Verdict | None:
     """The gate's worst verdict on some images and channels of ``out``; None where torch's own result is not finite."""
-    tile = registry.get(chosen.algorithm).channel_tile(problem, chosen.config)
-    seed, count = seed_of(problem), problem.out_shape[1]
-    channels = drawn_channels(count, tile, seed)
+    tile, seed = registry.get(chosen.algorithm).channel_tile(problem, chosen.config), seed_of(problem)
+    if not problem.batched:
+        pieces = [(problem, operands, out)]
+    else:
+        images = (slice(i, i + 1) for i in drawn_images(problem.n, seed))
+        pieces = ((*problem.of_images(operands, some), out[some]) for some in images)
     verdicts = []
-    for i in drawn_images(problem.n, seed):
-        one = x[i : i + 1].contiguous(), None if residual is None else residual[i : i + 1].contiguous()
-        for part in _parts(problem, channels):
-            torch_result, exact = reference(problem, part, one[0], weight, bias, one[1])
+    for of_images, given, found in pieces:
+        for channels in _parts(of_images, drawn_channels(found.shape[int(problem.batched)], tile, seed)):
+            torch_result, exact = reference(of_images, given, channels)
             if torch_result.isfinite().all() and exact.isfinite().all():
-                verdicts.append(judge(out[i : i + 1, part].contiguous(), torch_result, exact))
+                picked = found[:, channels] if problem.batched else found[channels]
+                verdicts.append(judge(picked.contiguous(), torch_result, exact))
     worst = max(verdicts, key=lambda v: v.error / v.allowed, default=None)
     return next((v for v in verdicts if not v.ok), worst)
 
@@ -190,45 +191,47 @@ def drawn_channels(count: int, tile: int, seed: int) -> list[int]:
     return sorted({rng.randrange(first, min(first + size, count)) for size in sizes for first in range(0, count, size)})
 
 
-def reference(
-    problem: Problem, channels: Sequence[int], x: Tensor, weight: Weights, bias: Weights | None, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Some output channels of one image: as torch computes them in its dtype, and in float64.
+def reference(problem: Problem, operands: Operands, channels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Some output channels: as torch computes them in its dtype, and in float64.
 
     With precision ``tf32`` torch's part rounds its inputs as tensor cores do, since that is what was asked for.
     """
     picked = list(channels)
-    layers = problem.layers if isinstance(problem, Chain) else (problem,)
-    weights, biases = (t if isinstance(t, tuple) else (t,) * len(layers) for t in (weight, bias))
-    weights, biases = ((*each[:-1], each[-1] if each[-1] is None else each[-1][picked]) for each in (weights, biases))
-    *before, last = layers
-    if isinstance(last, ConvProblem):
-        x = x[:, [channel // last.multiplier for channel in picked]]
-        last = replace(last, c=len(picked), multiplier=1)
-    else:
-        last = replace(last, out_channels=len(picked))
-
-    def computed(x: Tensor, weights: Any, biases: Any, residual: Tensor | None) -> Tensor:
-        for layer, w, b in zip((*before, last), weights, biases, strict=True):
-            x = eager(layer, x, w, b)
-        return x if residual is None else x + residual
-
-    tensors: Any = x, weights, biases, None if residual is None else residual[:, picked]
-    exact = computed(*tree_map_only(Tensor, Tensor.double, tensors))
+    part = problem.of_channels(operands, picked)
+    part_problem, given = (problem, operands) if part is None else part
+    given = {role: tensor.contiguous() for role, tensor in given.items()}
+    exact = part_problem.reference(doubled(given))
     if problem.precision == "tf32":
-        tensors = (*tree_map_only(Tensor, _tf32, tensors[:2]), *tensors[2:])
-    return computed(*tensors), exact
+        of_products = {role: tensor for role, tensor in given.items() if role != "residual" and tensor.dim() > 1}
+        given |= {role: _tf32(tensor) for role, tensor in of_products.items()}
+    results = part_problem.reference(given), exact
+    if part is not None:
+        return results
+    by_torch, exact = (result[:, picked] if problem.batched else result[picked] for result in results)
+    return by_torch, exact
 
 
 def _parts(problem: Problem, channels: list[int]) -> Iterator[list[int]]:
     """``channels`` in groups whose planes have at most ``ELEMENTS`` elements, one at least."""
-    size = max(ELEMENTS // max(problem.h * problem.w, problem.oh * problem.ow, 1), 1)
+    planes = (prod(spec.shape[2:]) for spec in (*problem.maps().values(), problem.output()))
+    size = max(ELEMENTS // max(*planes, 1), 1)
     yield from (channels[i : i + size] for i in range(0, len(channels), size))
 
 
 def _tf32(values: Tensor) -> Tensor:
     """Rounded towards zero to what TF32 holds."""
-    return values.contiguous().view(torch.int32).bitwise_and(-1 << 13).view(torch.float32)
+    return values.contiguous().view(torch.int32).bitwise_and(-1 << TF32_BITS).view(torch.float32)
+
+
+def telling(problem: Problem, operands: Operands) -> Operands:
+    """``operands``, with normal values in place of each map on which a wrong kernel cannot show."""
+    silent = {role: spec for role, spec in problem.maps().items() if not _tells(operands[role])}
+    if not silent:
+        return operands
+    like = next(iter(operands.values()))
+    generator = torch.Generator(like.device).manual_seed(seed_of(problem) >> 1)
+    noise = {role: layout.empty(spec.shape, spec.layout, like).normal_(generator=generator) for role, spec in silent.items()}
+    return {**operands, **noise}
 
 
 def _on_gpu(x: Tensor) -> bool:
@@ -246,12 +249,6 @@ def _tells(x: Tensor) -> bool:
     """Whether a wrong kernel can show on ``x``: its values are finite and not all the same."""
     low, high = torch.aminmax(x)
     return bool((high > low) & torch.isfinite(high - low))
-
-
-def _noise(problem: Problem, x: Tensor) -> Tensor:
-    """Normal values in place of ``x``."""
-    generator = torch.Generator(x.device).manual_seed(seed_of(problem) >> 1)
-    return layout.empty((problem.n, problem.c, problem.h, problem.w), problem.layout, x).normal_(generator=generator)
 
 
 def _kernels(problem: Problem, name: str, config: Config, gpu: Gpu) -> list[tuple[str, int, bool]]:

@@ -22,7 +22,7 @@ from ..algorithms import registry
 from ..algorithms.base import Config, KernelLaunch, TritonAlgorithm, planar
 from ..gpu import Gpu
 from ..ops import layout
-from ..ops.problem import Chain, Problem
+from ..ops.problem import Problem, Spec
 from ..planning.tuner import Candidate
 from .disassembly import AMDGCN, SASS, Mix, main_loop, mix
 
@@ -70,7 +70,7 @@ class Inspection:
         programs: resident on one SM at once.
         warps: their share of the warps that an SM can hold.
         useful_share: multiply-adds whose taps meet a pixel, over issued ones.
-        bank_bytes: of the packed weights; 0 where they are read as they are.
+        bank_bytes: of the prepacked weight; 0 where they are read as they are.
     """
 
     candidate: Candidate
@@ -96,7 +96,7 @@ def inspect(problem: Problem, candidate: Candidate, gpu: Gpu) -> Inspection:
         programs=programs,
         warps=programs * report.num_warps / gpu.warps_per_sm,
         useful_share=problem.useful_macs / algorithm.issued_macs(problem, candidate.config),
-        bank_bytes=algorithm.bank_bytes(problem, candidate.config),
+        bank_bytes=algorithm.prepacked_bytes(problem, candidate.config),
     )
 
 
@@ -117,19 +117,14 @@ def meta_launch(problem: Problem, name: str, config: Config) -> KernelLaunch:
     algorithm = registry.get(name)
     if not isinstance(algorithm, TritonAlgorithm):
         raise ValueError(f"algorithm {name!r} has no Triton kernel to compile")
-    dtype = getattr(torch, problem.dtype)
 
-    def meta(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def meta(spec: Spec) -> Tensor:
+        like = torch.empty(0, dtype=getattr(torch, spec.dtype), device="meta")
+        return layout.empty(spec.shape, planar(spec.layout), like)
 
-    x = layout.empty((problem.n, problem.c, problem.h, problem.w), planar(problem.layout), meta())
-    out = layout.empty(problem.out_shape, planar(problem.out_layout), x)
-    # offline, only shapes, strides and dtypes matter: the weight stands in for the bank
-    if isinstance(problem, Chain):
-        bank, bias = zip(*((meta(*layer.weight_shape), meta(layer.out_shape[1])) for layer in problem.layers), strict=True)
-    else:
-        bank, bias = meta(*problem.weight_shape), meta(problem.out_shape[1]) if problem.epilogue.bias else None
-    return algorithm.kernel_launch(problem, config, x, bank, bias, out if problem.epilogue.residual else None, out)
+    # offline, only shapes, strides and dtypes matter: the weight stands in for the prepacked one
+    operands = {role: meta(spec) for role, spec in problem.inputs().items()}
+    return algorithm.kernel_launch(problem, config, operands, meta(problem.output()))
 
 
 def compile_launch(launch: KernelLaunch, arch: str) -> Report:

@@ -21,7 +21,7 @@ from lk_triton.algorithms.base import TritonAlgorithm
 from lk_triton.ops import layout
 
 ROOT = Path(__file__).parents[2]
-ROOTS = ("launch", "kernel_launch", "bank_format", "pack")
+ROOTS = ("launch", "kernel_launch", "weight_format", "prepack")
 FOLLOWED = (algorithms.__name__, layout.__name__)
 LEFT_OUT = (launch_cache.__name__, registry.__name__)
 

@@ -113,7 +113,7 @@ def questions() -> tuple[Question, ...]:
             found += [Question(gpu, layer, None, False) for layer in problem.layers]
             continue
         chosen = found[-1].answer()
-        bank_format = registry.get(chosen.algorithm).bank_format(chosen.config)
+        bank_format = registry.get(chosen.algorithm).weight_format(chosen.config)
         if bank_format is not None:
             found += [Question(gpu, replace(problem, n=n), bank_format, True) for n in BATCHES]
     return tuple(dict.fromkeys(found))

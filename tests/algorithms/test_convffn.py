@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import with_prepacked
 from lk_triton.algorithms.fused.ffn.cost import issued_macs, shared_bytes, tensor_columns, weight_bytes
 from lk_triton.algorithms.fused.ffn.host import ConvffnAlgorithm
 from lk_triton.ops import layout
-from lk_triton.ops.problem import Epilogue, FfnProblem
+from lk_triton.ops.problem import Epilogue, FfnProblem, Operands
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
@@ -52,10 +53,10 @@ def test_random_problems_and_configs() -> None:
             assert algorithm.why_not(problem, gpus.of(CPU)) is None
             configs, tma = algorithm.configs(problem, H100), rng.random() < 0.5
             config = rng.choice([c for c in configs if getattr(c, "tma", tma) == tma])
-            bank = algorithm.pack(gate.weight, problem, config)
+            operands = with_prepacked(algorithm, problem, config, gate.operands)
 
-            def run(x: Tensor, a=algorithm, p=problem, c=config, b=bank, g=gate) -> Tensor:
-                out = a.launch(p, c, x, b, g.bias, g.residual)
+            def run(_: Operands, a=algorithm, p=problem, c=config, o=operands) -> Tensor:
+                out = a.launch(p, c, o)
                 assert out.stride() == layout.strides(p.out_shape, p.out_layout)
                 return out
 
@@ -73,7 +74,7 @@ def test_pointers_are_as_right_as_descriptors() -> None:
     gate = Gate(problem, CPU)
     for tma in (True, False):
         config = next(c for c in CONVFFN.configs(problem, H100) if c.tma == tma)
-        verdict = gate.check(lambda x, c=config: CONVFFN.launch(problem, c, x, gate.weight, gate.bias, gate.residual))
+        verdict = gate.check(lambda operands, c=config: CONVFFN.launch(problem, c, operands))
         assert verdict.ok, verdict
 
 
@@ -84,10 +85,10 @@ def test_counted_work_is_what_the_kernel_does(recorded) -> None:
             if config.tma or config.num_stages > 2:
                 continue
             recorded.clear()
-            CONVFFN.launch(problem, config, gate.x, CONVFFN.pack(gate.weight, problem, config), gate.bias, gate.residual)
+            CONVFFN.launch(problem, config, gate.operands)
             tiles = -(-problem.n * problem.h * problem.w // config.pixels)
             assert recorded.macs == issued_macs(problem, config)
-            assert sum(map(recorded.bytes_of, gate.weight)) == tiles * weight_bytes(problem)
+            assert sum(recorded.bytes_of(gate.operands[role]) for role in ("w1", "w2")) == tiles * weight_bytes(problem)
 
 
 def test_the_plans_are_those_that_were_fastest() -> None:

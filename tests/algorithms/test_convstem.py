@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import with_prepacked
 from lk_triton.algorithms.fused.stem.cost import (
     ConvstemConfig,
     issued_macs,
@@ -22,7 +23,7 @@ from lk_triton.algorithms.fused.stem.cost import (
 )
 from lk_triton.algorithms.fused.stem.host import ConvstemAlgorithm
 from lk_triton.ops import layout
-from lk_triton.ops.problem import Epilogue, StemProblem
+from lk_triton.ops.problem import Epilogue, Operands, StemProblem
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
@@ -53,10 +54,10 @@ def test_random_problems_and_configs() -> None:
         for name, algorithm in registry.meant_for(problem).items():
             assert algorithm.why_not(problem, gpus.of(CPU)) is None
             config = rng.choice(algorithm.configs(problem, H100))
-            bank = algorithm.pack(gate.weight, problem, config)
+            operands = with_prepacked(algorithm, problem, config, gate.operands)
 
-            def run(x: Tensor, a=algorithm, p=problem, c=config, b=bank, g=gate) -> Tensor:
-                out = a.launch(p, c, x, b, g.bias, g.residual)
+            def run(_: Operands, a=algorithm, p=problem, c=config, o=operands) -> Tensor:
+                out = a.launch(p, c, o)
                 assert out.stride() == layout.strides(p.out_shape, p.out_layout)
                 return out
 
@@ -72,7 +73,7 @@ def test_edges(h: int, w: int) -> None:
     problem = StemProblem(3, 3, h, w, 16, out_layout="channel_major")
     gate = Gate(problem, CPU)
     config = next(c for c in CONVSTEM.configs(problem, H100) if c.rows == 4)
-    assert gate.check(lambda x: CONVSTEM.launch(problem, config, x, gate.weight, gate.bias, None)).ok
+    assert gate.check(lambda operands: CONVSTEM.launch(problem, config, operands)).ok
 
 
 def test_zeros_stand_around_the_first_map() -> None:
@@ -81,7 +82,8 @@ def test_zeros_stand_around_the_first_map() -> None:
     w1, b1 = torch.zeros(16, 3, 3, 3).half(), torch.ones(16).half()
     w2, w3, zero = torch.ones(16, 1, 3, 3).half(), torch.eye(16).half()[:, :, None, None], torch.zeros(16).half()
     problem = StemProblem(1, 3, 6, 6, 16)
-    y = CONVSTEM.launch(problem, CONVSTEM.configs(problem, H100)[0], x, (w1, w2, w3), (b1, zero, zero), None)
+    operands = {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": zero, "w3": w3, "b3": zero}
+    y = CONVSTEM.launch(problem, CONVSTEM.configs(problem, H100)[0], operands)
     assert y[0, 0].tolist() == y[0, 15].tolist() == [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
 
 
@@ -89,9 +91,9 @@ def test_slices_are_read_in_place() -> None:
     problem = StemProblem(2, 3, 8, 10, 16)
     gate = Gate(problem, CPU)
     wide = torch.full((2, 5, 8, 10), float("nan"), dtype=torch.float16)
-    wide[:, 1:4] = gate.x
+    wide[:, 1:4] = gate.operands["x"]
     config = CONVSTEM.configs(problem, H100)[0]
-    assert gate.check(lambda _: CONVSTEM.launch(problem, config, wide[:, 1:4], gate.weight, gate.bias, None)).ok
+    assert gate.check(lambda given: CONVSTEM.launch(problem, config, {**given, "x": wide[:, 1:4]})).ok
 
 
 def test_counted_work_is_what_the_kernel_does(recorded) -> None:
@@ -99,7 +101,7 @@ def test_counted_work_is_what_the_kernel_does(recorded) -> None:
         gate = Gate(problem, CPU)
         for config in CONVSTEM.configs(problem, H100)[::3]:
             recorded.clear()
-            CONVSTEM.launch(problem, config, gate.x, gate.weight, gate.bias, None)
+            CONVSTEM.launch(problem, config, gate.operands)
             assert recorded.macs == issued_macs(problem, config)
 
 

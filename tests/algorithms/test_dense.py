@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,13 +14,14 @@ from compilation import compile_all
 import lk_triton
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import with_prepacked
 from lk_triton.algorithms.dense.base import row_arguments
 from lk_triton.algorithms.dense.implicit_gemm.host import ImplicitGemmAlgorithm
 from lk_triton.algorithms.dense.implicit_gemm.host import issued_macs as stem_macs
 from lk_triton.algorithms.dense.pointwise.cost import issued_macs, operand_bytes, shared_bytes, tensor_columns
 from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
 from lk_triton.ops import layout
-from lk_triton.ops.problem import DenseProblem, Epilogue, FfnProblem
+from lk_triton.ops.problem import DenseProblem, Epilogue, FfnProblem, Operands
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
@@ -57,10 +57,10 @@ def test_random_problems_and_configs(pointwise: bool) -> None:
                 continue
             configs = algorithm.configs(problem, H100)
             config = rng.choice([c for c in configs if getattr(c, "tma", False)] or configs)
-            bank = algorithm.pack(gate.weight, problem, config)
+            operands = with_prepacked(algorithm, problem, config, gate.operands)
 
-            def run(x: torch.Tensor, a=algorithm, p=problem, c=config, b=bank, g=gate) -> torch.Tensor:
-                out = a.launch(p, c, x, b, g.bias, g.residual)
+            def run(_: Operands, a=algorithm, p=problem, c=config, o=operands) -> torch.Tensor:
+                out = a.launch(p, c, o)
                 assert out.stride() == layout.strides(p.out_shape, p.out_layout)
                 return out
 
@@ -81,9 +81,9 @@ def test_counted_work_is_what_the_kernel_does(recorded) -> None:
         config = rng.choice([c for c in POINTWISE.configs(problem, H100) if not c.tma])
         gate = Gate(problem, CPU)
         recorded.clear()
-        POINTWISE.launch(problem, config, gate.x, gate.weight, gate.bias, gate.residual)
+        POINTWISE.launch(problem, config, gate.operands)
         assert recorded.macs == issued_macs(problem, config)
-        assert (recorded.bytes_of(gate.x), recorded.bytes_of(gate.weight)) == operand_bytes(problem, config)
+        assert tuple(recorded.bytes_of(gate.operands[role]) for role in ("x", "weight")) == operand_bytes(problem, config)
 
 
 def test_counted_work_of_the_stem(recorded) -> None:
@@ -93,7 +93,7 @@ def test_counted_work_of_the_stem(recorded) -> None:
         config = rng.choice(IMPLICIT_GEMM.configs(problem, H100))
         gate = Gate(problem, CPU)
         recorded.clear()
-        IMPLICIT_GEMM.launch(problem, config, gate.x, gate.weight, gate.bias, gate.residual)
+        IMPLICIT_GEMM.launch(problem, config, gate.operands)
         assert recorded.macs == stem_macs(problem, config)
 
 
@@ -104,7 +104,7 @@ def test_tensor_descriptors_only_where_they_are_legal() -> None:
     weight = torch.randn(16, 8, 1, 1, dtype=torch.float16)
 
     def described(x: torch.Tensor, w: torch.Tensor) -> bool:
-        return POINTWISE.kernel_launch(problem, config, x, w, None, None, whole).args["TMA"]
+        return POINTWISE.kernel_launch(problem, config, {"x": x, "weight": w}, whole).args["TMA"]
 
     assert described(whole[:, :8], weight)
     assert not described(whole[1:, :8].expand(2, -1, -1, -1), weight), "an image at an odd address"
@@ -154,12 +154,12 @@ def test_gelu_of_half_types_is_the_exact_one() -> None:
     x = x.view(1, 1, 1, -1)
     problem = DenseProblem(1, 1, 1, x.shape[3], 1, epilogue=Epilogue(activation="gelu"))
     config = POINTWISE.configs(problem, H100)[0]
-    one = torch.ones(1, 1, 1, 1).half()
+    operands = {"x": x, "weight": torch.ones(1, 1, 1, 1).half()}
     exact = torch.nn.functional.gelu(x.double())
-    error = (POINTWISE.launch(problem, config, x, one, None, None).double() - exact).abs()[..., :-1]
+    error = (POINTWISE.launch(problem, config, operands).double() - exact).abs()[..., :-1]
     spacing = torch.finfo(torch.float16).eps * exact.abs()[..., :-1]
     assert (error <= spacing + 5e-7).all(), error.max()
-    assert POINTWISE.launch(problem, config, x, one, None, None)[..., -1].isinf().all()
+    assert POINTWISE.launch(problem, config, operands)[..., -1].isinf().all()
 
 
 def drawn(arch: str, count: int) -> list[tuple]:
@@ -227,7 +227,7 @@ def test_a_stem_of_another_height_than_width(kernel: Any, stride: Any, padding: 
     problem = DenseProblem(2, 3, 9, 12, 8, kh, kw, stride, padding, dtype="float32", epilogue=Epilogue(True, "relu"))
     gate = Gate(problem, CPU)
     for config in IMPLICIT_GEMM.configs(problem, H100)[:2]:
-        verdict = gate.check(lambda x, c=config: IMPLICIT_GEMM.launch(problem, c, x, gate.weight, gate.bias, gate.residual))
+        verdict = gate.check(lambda operands, c=config: IMPLICIT_GEMM.launch(problem, c, operands))
         assert verdict.ok, (config, verdict)
 
 
@@ -240,17 +240,17 @@ def test_a_residual_in_another_memory_order(pointwise: bool, out_layout: str) ->
         3, 3, 4, 8, 16, **kernel, layout="channel_major", out_layout=out_layout, epilogue=Epilogue(True, "relu", True)
     )
     gate = Gate(problem, CPU)
-    assert gate.residual is not None
-    residuals = [layout.conform(gate.residual, order) for order in ("nchw", "channel_major")]
-    residuals.append(torch.cat([gate.residual] * 2, 1)[:, 16:])  # a slice of channels
+    drawn = gate.operands["residual"]
+    residuals = [layout.conform(drawn, order) for order in ("nchw", "channel_major")]
+    residuals.append(torch.cat([drawn] * 2, 1)[:, 16:])  # a slice of channels
     serving = [algorithm for algorithm in registry.ALGORITHMS.values() if algorithm.why_not(problem, H100) is None]
     assert len(serving) >= 2
     for algorithm in serving:
         for config in algorithm.configs(problem, H100)[:2]:
-            packed = algorithm.pack(gate.weight, problem, config)
+            packed = with_prepacked(algorithm, problem, config, gate.operands)
             for residual in residuals:
-                run = partial(algorithm.launch, problem, config, bank=packed, bias=gate.bias, residual=residual)
-                verdict = gate.check(run)
+                operands = {**packed, "residual": residual}
+                verdict = gate.check(lambda _, a=algorithm, c=config, o=operands: a.launch(problem, c, o))
                 assert verdict.ok, (config, residual.stride(), verdict)
 
 
@@ -316,12 +316,12 @@ def test_no_descriptor_of_an_expanded_x() -> None:
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float16, device="meta")
 
-    weights: dict[str, Any] = {"pointwise": meta(128, 64, 1, 1), "convffn": (meta(256, 64, 1, 1), meta(64, 256, 1, 1))}
-    for problem, name, biases in ((dense, "pointwise", None), (ffn, "convffn", (meta(256), meta(64)))):
+    for problem, name in ((dense, "pointwise"), (ffn, "convffn")):
         algorithm: Any = registry.get(name)
         config = next(c for c in algorithm.configs(problem, H100) if c.tma)
         for given, tma in ((x, False), (x.contiguous(), True)):
-            args = algorithm.kernel_launch(problem, config, given, weights[name], biases, None, meta(*problem.out_shape)).args
+            operands = {role: meta(*spec.shape) for role, spec in problem.inputs().items()} | {"x": given}
+            args = algorithm.kernel_launch(problem, config, operands, meta(*problem.out_shape)).args
             assert (args["TMA"], isinstance(args["x"], torch.Tensor)) == (tma, not tma)
 
 

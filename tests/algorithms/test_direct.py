@@ -14,7 +14,7 @@ from numerics import assert_accurate
 import lk_triton
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import base, registry
-from lk_triton.algorithms.base import image_vector
+from lk_triton.algorithms.base import image_vector, with_prepacked
 from lk_triton.algorithms.depthwise.direct.channels_last import channels_last_cost
 from lk_triton.algorithms.depthwise.direct.cost import OUTPUTS_PER_LANE, DirectConfig, blocks, launch_cost
 from lk_triton.algorithms.depthwise.direct.host import DirectAlgorithm
@@ -61,13 +61,14 @@ def run(p: ConvProblem, config: DirectConfig) -> tuple[torch.Tensor, torch.Tenso
     residual = torch.randn(p.out_shape).to(dtype) if p.epilogue.residual else None
     if p.layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
-    bank = DIRECT.pack(weight, p, config)
-    assert bank.nbytes == DIRECT.bank_bytes(p, config) or not config.channels
-    out = DIRECT.launch(p, config, x, bank, bias, residual)
+    given = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+    operands = with_prepacked(DIRECT, p, config, {role: tensor for role, tensor in given.items() if tensor is not None})
+    assert operands["weight"].nbytes == DIRECT.prepacked_bytes(p, config) or not config.channels
+    out = DIRECT.launch(p, config, operands)
     assert out.stride() == layout.strides(p.out_shape, p.layout)
     options = {"padding": p.padding, "stride": p.stride, "dilation": p.dilation}
     assert_accurate(out, x, weight, bias, p.epilogue.activation, residual, **options)
-    return x, bank
+    return x, operands["weight"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -167,7 +168,7 @@ def test_unaligned_channels_last():
     x = torch.randn(8 * 30 + 1).half()[1:].view(1, 5, 6, 8).permute(0, 3, 1, 2)
     weight = torch.randn(8, 1, 3, 3).half()
     config = DIRECT.configs(p, H100)[0]
-    out = DIRECT.launch(p, config, x, DIRECT.pack(weight, p, config), None, None)
+    out = DIRECT.launch(p, config, {"x": x, "weight": DIRECT.prepack(weight, p, config)})
     assert_accurate(out, x, weight, padding=(1, 1))
 
 
@@ -203,7 +204,7 @@ def test_issued_macs_count_every_lane():
     assert lanes <= config.block
     assert blocks(p, config) == 1
     assert DIRECT.issued_macs(p, config) == 3 * 64 * OUTPUTS_PER_LANE * 2 * 25
-    assert DIRECT.bank_bytes(p, config) == 0
+    assert DIRECT.prepacked_bytes(p, config) == 0
 
 
 def test_an_estimate_moves_only_with_its_limiter(monkeypatch):

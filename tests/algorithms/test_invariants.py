@@ -14,13 +14,22 @@ import pytest
 import torch
 from serving import MODES, call, running, serving
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.ops import layout
-from lk_triton.ops.problem import ACTIVATIONS, Chain, ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
-from lk_triton.planning.accuracy import Inputs, draw, eager, judge
+from lk_triton.ops.problem import (
+    ACTIVATIONS,
+    Chain,
+    ConvProblem,
+    DenseProblem,
+    Epilogue,
+    FfnProblem,
+    Operands,
+    Problem,
+    StemProblem,
+)
+from lk_triton.planning.accuracy import doubled, draw, judge
 from lk_triton.planning.plan import why_not
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +59,7 @@ class Case:
     mode: str
     algorithm: str
     kind: str
-    problem: Problem
+    problem: Any
 
     def __str__(self) -> str:
         return f"{self.algorithm}, {self.mode}-{self.kind}-{self.problem.dtype}"
@@ -68,14 +77,14 @@ class Case:
             problem = replace(problem, **orders)
         return why_not(problem, gpus.of(self.device), self.algorithm) is None
 
-    def draw(self, problem: Problem) -> Inputs:
+    def draw(self, problem: Problem) -> Operands:
         """Its tensors, the same for the same problem."""
         return draw(problem, self.device, torch.Generator(self.device).manual_seed(0))
 
-    def check(self, problem: Problem, given: Inputs) -> None:
+    def check(self, problem: Problem, given: Operands) -> None:
         """The algorithm is as accurate on ``given`` as the library promises."""
-        exact = eager(problem, *tree_map_only(Tensor, Tensor.double, tuple(given)))
-        by_torch = eager(problem, *tree_map_only(Tensor, Tensor.contiguous, tuple(given)))
+        exact = problem.reference(doubled(given))
+        by_torch = problem.reference({role: tensor.contiguous() for role, tensor in given.items()})
         verdict = judge(call(problem, given, self.algorithm), by_torch, exact)
         assert verdict.ok, verdict
 
@@ -111,17 +120,9 @@ def test_every_algorithm_has_a_case() -> None:
     assert {c.algorithm for c in cases} == set(registry.ALGORITHMS)
 
 
-def leaves(given: Inputs) -> list[Tensor]:
-    """The tensors, without their places."""
-    return [tensor for tensor in tree_flatten(given)[0] if tensor is not None]
-
-
-def with_leaf(given: Inputs, index: int, tensor: Tensor) -> Inputs:
-    """``given`` with another tensor in the place of the leaf of that number."""
-    flat, spec = tree_flatten(given)
-    present = [i for i, leaf in enumerate(flat) if leaf is not None]
-    flat[present[index]] = tensor
-    return tree_unflatten(flat, spec)
+def last_bias(given: Operands) -> Tensor:
+    """That of the last layer."""
+    return [tensor for tensor in given.values() if tensor.dim() == 1][-1]
 
 
 def spread(tensor: Tensor) -> Tensor:
@@ -143,9 +144,9 @@ def test_operands_with_gaps(case: Case) -> None:
     given = case.draw(problem)
     case.check(problem, given)
     expected = call(problem, given, case.algorithm)
-    for i, tensor in enumerate(leaves(given)):
-        gapped = with_leaf(given, i, spread(tensor))
-        if case.serves(problem, gapped.x):
+    for role, tensor in given.items():
+        gapped = {**given, role: spread(tensor)}
+        if case.serves(problem, gapped["x"]):
             torch.testing.assert_close(call(problem, gapped, case.algorithm), expected)
 
 
@@ -153,11 +154,11 @@ def test_operands_with_gaps(case: Case) -> None:
 def test_a_bias_that_is_one_value(case: Case) -> None:
     problem = case.problem
     given = case.draw(problem)
-    for i, tensor in enumerate(leaves(given)):
+    for role, tensor in given.items():
         if tensor.dim() == 1:
             one = tensor[:1].expand(len(tensor))
-            expected = call(problem, with_leaf(given, i, one.contiguous()), case.algorithm)
-            assert torch.equal(call(problem, with_leaf(given, i, one), case.algorithm), expected)
+            expected = call(problem, {**given, role: one.contiguous()}, case.algorithm)
+            assert torch.equal(call(problem, {**given, role: one}, case.algorithm), expected)
 
 
 @torch.no_grad()
@@ -167,10 +168,10 @@ def test_x_and_residual_in_other_memory_orders(case: Case, order: str) -> None:
     problem = replace(case.problem, epilogue=replace(case.problem.epilogue, residual=takes_residual))
     given = case.draw(problem)
     for x_order, residual_order in ((order, "nchw"), ("nchw", order), ("channel_major", order)):
-        x, residual = in_order(given.x, x_order), given.residual
-        if case.serves(problem, x):
-            residual = None if residual is None else in_order(residual, residual_order)
-            case.check(problem, given._replace(x=x, residual=residual))
+        orders = {"x": x_order, "residual": residual_order}
+        ordered = {role: in_order(t, orders[role]) if role in orders else t for role, t in given.items()}
+        if case.serves(problem, ordered["x"]):
+            case.check(problem, ordered)
 
 
 @torch.no_grad()
@@ -182,7 +183,7 @@ def test_epilogue_order(case: Case, activation: str | None) -> None:
             case.check(problem, case.draw(problem))
 
 
-def posed(problem: Problem) -> bool:
+def posed(problem: Any) -> bool:
     """Whether a public function takes a problem with this epilogue: chains have an activation, stems no residual."""
     epilogue = problem.epilogue
     return not isinstance(problem, Chain) or (
@@ -197,9 +198,9 @@ def test_nan_stays_nan(case: Case, activation: str | None) -> None:
     if not posed(problem):
         return
     given = case.draw(problem)
-    given.x[1, 0, 2, 2] = float("nan")
-    leaves(given)[-1][2] = float("nan")  # of the last layer's bias
-    exact = eager(problem, *tree_map_only(Tensor, Tensor.double, tuple(given)))
+    given["x"][1, 0, 2, 2] = float("nan")
+    last_bias(given)[2] = float("nan")
+    exact = problem.reference(doubled(given))
     y, expected = call(problem, given, case.algorithm).isnan(), exact.isnan()
     assert expected.any()
     assert y[expected].all()
@@ -218,8 +219,8 @@ def test_infinities_before_an_activation(case: Case, activation: str | None) -> 
     if not posed(problem):
         return
     given = case.draw(problem)
-    leaves(given)[-1][:3] = torch.tensor([float("inf"), float("-inf"), -1e4])
-    y, expected = call(problem, given, case.algorithm), eager(problem, *given)
+    last_bias(given)[:3] = torch.tensor([float("inf"), float("-inf"), -1e4])
+    y, expected = call(problem, given, case.algorithm), problem.reference(given)
     torch.testing.assert_close(y[:, :3], expected[:, :3], equal_nan=True, rtol=1e-2, atol=1e-2)
 
 
@@ -227,7 +228,7 @@ def test_infinities_before_an_activation(case: Case, activation: str | None) -> 
 def test_empty_batch(case: Case) -> None:
     problem = replace(case.problem, n=0)
     given = case.draw(problem)
-    if case.serves(replace(problem, n=1), given.x):  # whose memory order says nothing
+    if case.serves(replace(problem, n=1), given["x"]):  # whose memory order says nothing
         assert call(problem, given, case.algorithm).shape == problem.out_shape
 
 
@@ -243,6 +244,6 @@ def test_inputs_are_left_alone(case: Case) -> None:
     problem = replace(case.problem, epilogue=Epilogue(True, "silu", not isinstance(case.problem, StemProblem)))
     problem = problem if case.serves(problem) else case.problem
     given = case.draw(problem)
-    before = [tensor.clone() for tensor in leaves(given)]
+    before = {role: tensor.clone() for role, tensor in given.items()}
     call(problem, given, case.algorithm)
-    assert all(map(torch.equal, leaves(given), before))
+    assert all(torch.equal(tensor, before[role]) for role, tensor in given.items())

@@ -15,6 +15,7 @@ import torch
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
+from lk_triton.algorithms.base import with_prepacked
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
 from lk_triton.planning.accuracy import Gate
 
@@ -78,8 +79,8 @@ def check(problem: Problem, name: str, rng: random.Random) -> None:
     gate = Gate(problem, device, torch.Generator(device).manual_seed(0))
     configs = algorithm.configs(problem, here)
     for config in rng.sample(configs, min(CONFIGS, len(configs))):
-        bank = algorithm.pack(gate.weight, problem, config)
-        verdict = gate.check(lambda x, c=config, b=bank: algorithm.launch(problem, c, x, b, gate.bias, gate.residual))
+        operands = with_prepacked(algorithm, problem, config, gate.operands)
+        verdict = gate.check(lambda _, c=config, o=operands: algorithm.launch(problem, c, o))
         assert verdict.ok, (problem, config, verdict)
 
 

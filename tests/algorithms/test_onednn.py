@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from serving import call
 from torch import Tensor
 
 import lk_triton
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import torch_
+from lk_triton.algorithms.base import with_prepacked
 from lk_triton.algorithms.onednn import OnednnAlgorithm
-from lk_triton.algorithms.torch_ import activate
 from lk_triton.functional import explain_problem
 from lk_triton.nn import DepthwiseConv2d, PointwiseConv2d
 from lk_triton.nn.prepack import PrepackedConv2d
 from lk_triton.ops import layout
-from lk_triton.ops.problem import Convolution, ConvProblem, DenseProblem, Epilogue
+from lk_triton.ops.problem import Convolution, ConvProblem, DenseProblem, Epilogue, Operands, activate
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.entry import problem_from_json
 from lk_triton.planning.plan import plan
@@ -68,20 +68,19 @@ def test_equals_float64(posed: Convolution, dtype: str, bias: bool, activation: 
     gate = Gate(posed, torch.device("cpu"))
     assert ONEDNN.why_not(posed, gpus.CPU) is None
     (config,) = ONEDNN.configs(posed, gpus.CPU)
-    inputs = [t for t in (gate.x, gate.residual) if t is not None]
-    before = [t.clone() for t in inputs]
+    before = {role: tensor.clone() for role, tensor in gate.operands.items()}
     strides = layout.strides(posed.out_shape, posed.out_layout)
     for packed_for in (posed, replace(posed, n=64, h=posed.h + 16, w=posed.w + 16)):
-        bank = ONEDNN.pack(gate.weight, packed_for, config)
+        operands = with_prepacked(ONEDNN, packed_for, config, gate.operands)
 
-        def run(x: Tensor, bank: Tensor = bank) -> Tensor:
-            y = ONEDNN.launch(posed, config, x, bank, gate.bias, gate.residual)
+        def run(_: Operands, operands: Operands = operands) -> Tensor:
+            y = ONEDNN.launch(posed, config, operands)
             assert y.stride() == strides
             return y
 
         verdict = gate.check(run)
         assert verdict.ok, verdict
-    assert all(map(torch.equal, inputs, before)), "inputs are not written to"
+    assert all(torch.equal(gate.operands[role], tensor) for role, tensor in before.items()), "inputs are not written to"
 
 
 def test_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +129,7 @@ def test_torch_is_taken_by_auto_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         return convolve(problem, x, *rest)
 
     monkeypatch.setattr(torch_, "convolve", seen)
-    call = partial(lk_triton.depthwise_conv2d, weight=gate.weight, bias=gate.bias, activation="relu")
-    assert gate.check(call).ok
+    assert gate.check(lambda given: call(posed, given)).ok
     assert set(layouts) == {"nchw"}
     layer = DepthwiseConv2d(96, 5).eval().prepare((1, 96, 28, 28))
     assert layer.bank_bytes, "for channels_last, what is faster there"
@@ -159,7 +157,7 @@ def test_banks_are_made_and_used(dtype: str, monkeypatch: pytest.MonkeyPatch) ->
         layer.prepare(tuple(x.shape))
         assert layer.bank_bytes >= layer.weight.nbytes
         with monkeypatch.context() as patch:
-            patch.setattr(OnednnAlgorithm, "pack", lambda *_: pytest.fail("packed again"))
+            patch.setattr(OnednnAlgorithm, "prepack", lambda *_: pytest.fail("packed again"))
             assert torch.equal(layer(x), expected)
             with lk_triton.use("onednn"):
                 assert torch.equal(layer(x.contiguous()), expected)

@@ -139,9 +139,9 @@ def test_descriptors_follow_their_tensors() -> None:
     )
     config = next(c for c in algorithm.configs(problem, gpus.TABLE["h100"]) if c.tma)
 
-    def tensors() -> tuple[torch.Tensor, torch.Tensor, None, None, torch.Tensor]:
+    def tensors() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         x = layout.conform(torch.randn(2, 16, 4, 4).half(), "channel_major")
-        return x, torch.randn(16, 16, 1, 1).half(), None, None, layout.empty((2, 16, 4, 4), "channel_major", x)
+        return {"x": x, "weight": torch.randn(16, 16, 1, 1).half()}, layout.empty((2, 16, 4, 4), "channel_major", x)
 
     one, two = tensors(), tensors()
     launch = algorithm.kernel_launch(problem, config, *one)
@@ -149,13 +149,13 @@ def test_descriptors_follow_their_tensors() -> None:
     again.run(algorithm.tensors(*two), 0)
     ((_, args),) = Compiled.calls
     named = dict(zip(launch.kernel.arg_names, args, strict=True))
-    assert named["x"].base is two[0]
-    assert named["weight"].base is two[1]
-    assert named["out"] is two[4]
+    assert named["x"].base is two[0]["x"]
+    assert named["weight"].base is two[0]["weight"]
+    assert named["out"] is two[1]
     assert (named["x"].shape, named["x"].strides) == (launch.args["x"].shape, launch.args["x"].strides)
-    assert launch.args["x"].base.data_ptr() == one[0].data_ptr(), "the first launch's own stays"
+    assert launch.args["x"].base.data_ptr() == one[0]["x"].data_ptr(), "the first launch's own stays"
     again.run(algorithm.tensors(*one), 0)
-    assert dict(zip(launch.kernel.arg_names, Compiled.calls[1][1], strict=True))["x"].base is one[0]
+    assert dict(zip(launch.kernel.arg_names, Compiled.calls[1][1], strict=True))["x"].base is one[0]["x"]
 
 
 def test_it_forgets_rather_than_grows(monkeypatch: pytest.MonkeyPatch) -> None:

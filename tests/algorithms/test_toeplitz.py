@@ -42,8 +42,8 @@ def run(p: ConvProblem, config: ToeplitzConfig) -> tuple[torch.Tensor, torch.Ten
     x = torch.randn(p.n, p.c, p.h, p.w).to(dtype)
     weight = (torch.randn(p.c, 1, p.kh, p.kw) / (p.kh * p.kw) ** 0.5).to(dtype)
     bias = torch.randn(p.c).to(dtype)
-    bank = TOEPLITZ.pack(weight, p, config)
-    out = TOEPLITZ.launch(p, config, x, bank, bias, None)
+    bank = TOEPLITZ.prepack(weight, p, config)
+    out = TOEPLITZ.launch(p, config, {"x": x, "weight": bank, "bias": bias})
     assert_accurate(out, x, weight, bias, "relu", padding=p.padding)
     return x, bank
 
@@ -145,7 +145,7 @@ def test_bank_holds_shifted_copies(kw, vector, dtype):
     weight = torch.randn(3, 1, 7, kw).to(dtype)
     p = problem(1, 3, 8, 8, 7, kw, str(dtype).removeprefix("torch."))
     config = ToeplitzConfig(4, 8, (64, 0), 16, vector, 4, 2)
-    bank = TOEPLITZ.pack(weight, p, config)
+    bank = TOEPLITZ.prepack(weight, p, config)
     length = bank.shape[-1]
     assert bank.shape == (3, 7, vector, ceil((kw + vector - 1) / vector) * vector)
     expected = torch.zeros_like(bank)

@@ -229,10 +229,10 @@ def test_bank_is_that_of_toeplitz():
     weight = torch.randn(3, 1, 13, 13).half()
     config = TOEPLITZ_HOPPER.configs(p, H100)[0]
     toeplitz = registry.get("toeplitz")
-    same = next(c for c in toeplitz.configs(p, H100) if toeplitz.bank_format(c) == TOEPLITZ_HOPPER.bank_format(config))
+    same = next(c for c in toeplitz.configs(p, H100) if toeplitz.weight_format(c) == TOEPLITZ_HOPPER.weight_format(config))
     assert same.vector == 4
-    assert torch.equal(TOEPLITZ_HOPPER.pack(weight, p, config), toeplitz.pack(weight, p, same))
-    assert TOEPLITZ_HOPPER.bank_bytes(p, config) == TOEPLITZ_HOPPER.pack(weight, p, config).nbytes
+    assert torch.equal(TOEPLITZ_HOPPER.prepack(weight, p, config), toeplitz.prepack(weight, p, same))
+    assert TOEPLITZ_HOPPER.prepacked_bytes(p, config) == TOEPLITZ_HOPPER.prepack(weight, p, config).nbytes
 
 
 @pytest.mark.parametrize(
@@ -361,6 +361,6 @@ def test_launch_arguments_follow_strides():
     p = problem(64, 8, 28, 28, 13, 13)
     x = layout.empty((64, 8, 28, 28), "nchw", torch.empty(0, dtype=torch.float16, device="meta"))
     config = TOEPLITZ_HOPPER.configs(p, H100)[0]
-    launch = TOEPLITZ_HOPPER.kernel_launch(p, config, x, x, None, None, x)
+    launch = TOEPLITZ_HOPPER.kernel_launch(p, config, {"x": x, "weight": x}, x)
     assert launch.args["stride_xn"] * launch.args["XV"] == 8 * 28 * 28
     assert launch.grid == (8 * ceil(28 / config.columns) * config.split,)

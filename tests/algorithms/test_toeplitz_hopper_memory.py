@@ -39,7 +39,7 @@ class Launched:
         x = torch.randint(-3, 4, shape, generator=generator).half()
         weight = torch.randint(-3, 4, problem.weight_shape, generator=generator).half()
         bank, out = toeplitz.pack(weight, 4), torch.empty(problem.out_shape, dtype=torch.float16)
-        launch = TOEPLITZ_HOPPER.kernel_launch(problem, config, x, bank, None, None, out)
+        launch = TOEPLITZ_HOPPER.kernel_launch(problem, config, {"x": x, "weight": bank}, out)
         self.a, self.programs = launch.args, launch.grid[0]
         self.x, self.bank = x[:, 0].double().numpy(), bank.double().numpy().reshape(-1)
         self.expected = F.conv2d(x.double(), weight.double(), padding=problem.padding)[:, 0].numpy()

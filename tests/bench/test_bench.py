@@ -15,9 +15,9 @@ from lk_triton.bench import conv, report
 from lk_triton.bench.cases import layer
 from lk_triton.bench.providers import PROVIDERS, Built, Provider
 from lk_triton.bench.usage import UsageError
-from lk_triton.ops.problem import ConvProblem
+from lk_triton.ops.problem import ConvProblem, operands_of
 from lk_triton.planning import timing
-from lk_triton.planning.accuracy import Gate, draw, eager, judge
+from lk_triton.planning.accuracy import Gate, draw, judge
 from lk_triton.planning.timing import CpuTimer, Timing, buffers_for, calls_for, interleave
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,8 +34,8 @@ def test_gate_accepts_torch_and_every_algorithm() -> None:
     for name, provider in PROVIDERS.items():
         # which are not interpreted, or for a GPU
         if name not in ("torch_compile", "lk_triton_toeplitz_hopper", "lk_triton_onednn", *OF_A_GPU):
-            run, bank, _ = provider.build(SMALL, gate.weight, gate.bias)
-            verdict = gate.check(lambda x, run=run, bank=bank: run(x, bank))
+            run, bank, _ = provider.build(SMALL, gate.operands["weight"], gate.operands["bias"])
+            verdict = gate.check(lambda given, run=run, bank=bank: run(given["x"], bank))
             assert verdict.ok, name
             assert 0 < verdict.error <= verdict.allowed < 3e-3
 
@@ -58,14 +58,14 @@ def unwritten(y: Tensor) -> Tensor:
 )
 def test_gate_refuses_wrong_values(spoil) -> None:  # type: ignore[no-untyped-def]
     gate = Gate(SMALL, CPU)
-    assert not gate.check(lambda x: spoil(eager(SMALL, x, gate.weight, gate.bias))).ok
+    assert not gate.check(lambda operands: spoil(SMALL.reference(operands))).ok
 
 
 def test_gate_refuses_wrong_shapes_and_dtypes() -> None:
     gate = Gate(SMALL, CPU)
     for spoil in (lambda y: y[..., 1:], lambda y: y.float()):
         with pytest.raises(ValueError, match="wrong output"):
-            gate.check(lambda x, s=spoil: s(eager(SMALL, x, gate.weight, gate.bias)))
+            gate.check(lambda operands, s=spoil: s(SMALL.reference(operands)))
 
 
 def test_gate_allows_one_rounding_beyond_twice_torchs_error() -> None:
@@ -80,7 +80,7 @@ def test_gate_allows_one_rounding_beyond_twice_torchs_error() -> None:
 
 def test_inputs_are_fresh_every_time() -> None:
     torch.manual_seed(0)
-    first, second = ([t for t in draw(SMALL, CPU) if t is not None] for _ in range(2))
+    first, second = (list(draw(SMALL, CPU).values()) for _ in range(2))
     assert len(first) == 3
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(torch.count_nonzero(t) > 0 for t in first)
@@ -168,7 +168,7 @@ def test_images_outputs_and_banks_rotate(monkeypatch: pytest.MonkeyPatch) -> Non
 
         def run(x: Tensor, bank: Tensor) -> Tensor:
             calls.append((x.data_ptr(), bank.data_ptr()))
-            return eager(problem, x, bank[0], bias)
+            return problem.reference(operands_of(x=x, weight=bank[0], bias=bias))
 
         return Built(run, bank, "")
 

@@ -13,8 +13,7 @@ from lk_triton.bench import conv
 from lk_triton.bench.cases import layer
 from lk_triton.bench.providers import PROVIDERS, Built, Unavailable, flags
 from lk_triton.ops.layout import layout_of
-from lk_triton.ops.problem import ConvProblem
-from lk_triton.planning.accuracy import eager
+from lk_triton.ops.problem import ConvProblem, operands_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -34,7 +33,7 @@ def test_a_case_keeps_its_layout_where_a_provider_has_none_of_its_own() -> None:
             def build(problem: ConvProblem, weight: Tensor, bias: Tensor | None, seen: list[str] = seen) -> Built:
                 def run(x: Tensor, weight: Tensor) -> Tensor:
                     seen.append(layout_of(x))
-                    return eager(problem, x, weight, bias)
+                    return problem.reference(operands_of(x=x, weight=weight, bias=bias))
 
                 seen.append(problem.layout)
                 return Built(run, weight, "")

@@ -13,12 +13,13 @@ import torch
 from fakes import DENSE, FFN, LAYER, STEM
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
+from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.ops.problem import Chain, ConvProblem, Epilogue, Problem
+from lk_triton.ops.problem import Convolution, ConvProblem, Epilogue, Problem
 from lk_triton.planning import accuracy, timing, tuner
-from lk_triton.planning.accuracy import draw, eager, exactly, pieces
+from lk_triton.planning.accuracy import doubled, draw, exactly, pieces
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -122,25 +123,24 @@ PROBLEMS = [
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_pieces_together_are_the_whole(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = draw(problem, CPU, torch.Generator().manual_seed(0))
-    whole = eager(problem, *tree_map_only(Tensor, Tensor.double, tuple(inputs)))
+    operands = draw(problem, CPU, torch.Generator().manual_seed(0))
+    whole = problem.reference(doubled(operands))
     for piece in (1, 200, accuracy.PIECE):
         monkeypatch.setattr(accuracy, "PIECE", piece)
-        found = exactly(problem, inputs)
+        found = exactly(problem, operands)
         assert found.dtype == (torch.float64 if problem.dtype == "float32" else torch.float32)
         torch.testing.assert_close(found, whole.to(found.dtype), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("problem", [replace(LAYER, n=2, c=48, h=14, w=14, kh=5, kw=5, padding=(2, 2)),
                                      replace(DENSE, n=48, c=4, h=7, w=7, out_channels=8)], ids=str)  # fmt: skip
-def test_float64_is_held_in_pieces(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not isinstance(problem, Chain)
+def test_float64_is_held_in_pieces(problem: Convolution, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accuracy, "PIECE", 1000)
     elements = problem.n * problem.c * problem.h * problem.w
     assert elements > 9 * accuracy.PIECE
     with Float64() as counted:
         gate = accuracy.Gate(problem, CPU, torch.Generator().manual_seed(0))
-        verdict = gate.check(lambda x: eager(problem, x, gate.weight, gate.bias, gate.residual))
+        verdict = gate.check(problem.reference)
     assert verdict.ok
     assert 0 < counted.peak < 6 * accuracy.PIECE
 
@@ -166,11 +166,11 @@ def test_verdicts_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -
 def test_the_threads_wait_for_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are drawn on the caller's stream, and packed on those of the worker threads."""
     order: list[str] = []
-    torch_algorithm = registry.get("torch")
-    monkeypatch.setattr(torch_algorithm, "pack", lambda *_: order.append("pack"))
-    monkeypatch.setattr(torch_algorithm, "launch", lambda *_: order.append("launch"))
+    onednn = registry.get("onednn")
+    monkeypatch.setattr(onednn, "prepack", lambda *_: order.append("pack"))
+    monkeypatch.setattr(onednn, "launch", lambda *_: order.append("launch"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(synchronize=lambda: order.append("wait")))
-    drawn = SimpleNamespace(x=SimpleNamespace(device=CUDA), weight=None, bias=None, residual=None)
-    candidate = tuner.Candidate("torch", torch_algorithm.configs(LAYER, None)[0], 1.0, "dram")  # type: ignore[arg-type]
+    drawn = SimpleNamespace(operands={"x": SimpleNamespace(device=CUDA), "weight": None})
+    candidate = tuner.Candidate("onednn", onednn.configs(LAYER, gpus.CPU)[0], 1.0, "dram")
     tuner._first_runs(LAYER, [candidate], drawn, {})  # type: ignore[arg-type]
     assert order == ["wait", "pack", "launch", "wait"]

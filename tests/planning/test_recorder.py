@@ -25,7 +25,7 @@ def test_the_problems_of_a_model() -> None:
     half = problems_of(Net().eval().half(), (2, 4, 9, 7))
     assert list(half) == [replace(p, dtype="float16") for p in expected]
     x = torch.ones(2, 4, 9, 7).to(memory_format=torch.channels_last)
-    assert {p.layout for p in problems_of(Net().eval(), x)} == {"channels_last"}
+    assert {p.output().layout for p in problems_of(Net().eval(), x)} == {"channels_last"}
     with torch.autocast("cpu", torch.bfloat16):
         assert {p.dtype for p in problems_of(Net().eval(), (2, 4, 9, 7))} == {"bfloat16"}
 
@@ -40,5 +40,5 @@ def test_the_problems_of_a_network_that_is_not_there() -> None:
         if isinstance(p, DenseProblem) and p.h == 14:
             dense[p.c, p.out_channels, p.h] += count
     assert dense == {(512, 512, 14): 36, (512, 2048, 14): 18, (2048, 512, 14): 18, (512, 1024, 14): 1}
-    inside = [p for p in found if p.c != 3]
-    assert {p.layout for p in inside} == {p.out_layout for p in found} == {"channel_major"}
+    inside = [x for p in found if (x := p.inputs()["x"]).shape[1] != 3]
+    assert {x.layout for x in inside} == {p.output().layout for p in found} == {"channel_major"}

@@ -20,7 +20,7 @@ from lk_triton.ops.problem import DenseProblem, Epilogue, Problem
 from lk_triton.planning import cache, entry
 from lk_triton.planning.choice import SLOWER, Pair
 from lk_triton.planning.entry import Entry
-from lk_triton.planning.nearest import FARTHEST, alike, distance, family
+from lk_triton.planning.nearest import FARTHEST, distance, family
 from lk_triton.planning.plan import Plan, plan
 
 H200 = replace(H100, name="h200")
@@ -56,7 +56,7 @@ def test_only_sizes_differ_between_neighbours(problem: Problem) -> None:
         else:
             others = [value + 1 if isinstance(value, int) else f"not {value}"]
         for other in others:
-            assert alike(replace(problem, **{field.name: other}), problem) == (field.name in sizes), field.name
+            assert replace(problem, **{field.name: other}).alike(problem) == (field.name in sizes), field.name
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_entries_of_what_is_left_out_are_passed_over(monkeypatch: pytest.MonkeyP
 
 def test_a_bank_takes_what_was_measured_with_it() -> None:
     toeplitz = registry.get("toeplitz")
-    by_format = {toeplitz.bank_format(c): i for i, c in enumerate(toeplitz.configs(LAYER, H100))}
+    by_format = {toeplitz.weight_format(c): i for i, c in enumerate(toeplitz.configs(LAYER, H100))}
     assert len(by_format) > 1
     found = [entry_of(index=i, us=100.0 + i) for i in by_format.values()]
     cache.record(H100, found)
@@ -104,7 +104,7 @@ def test_a_bank_takes_what_was_measured_with_it() -> None:
     cache.record(H100, found[:1])
     other = list(by_format)[1]
     chosen = plan(LAYER, H100, bank_format=other)
-    assert (chosen.source, toeplitz.bank_format(chosen.config)) == ("cost model", other)
+    assert (chosen.source, toeplitz.weight_format(chosen.config)) == ("cost model", other)
 
 
 def test_an_illegal_config_is_passed_over(tables: Path) -> None:

@@ -22,10 +22,10 @@ from lk_triton.algorithms.base import Estimate, TritonAlgorithm
 from lk_triton.algorithms.torch_ import TorchAlgorithm
 from lk_triton.gpu import Gpu
 from lk_triton.ops.layout import layout_of
-from lk_triton.ops.problem import ConvProblem, Epilogue
+from lk_triton.ops.problem import ConvProblem, Epilogue, Operands
 from lk_triton.planning import autotune as on_call
 from lk_triton.planning import cache, timing, tuner
-from lk_triton.planning.accuracy import Gate, draw, eager
+from lk_triton.planning.accuracy import Gate, draw
 from lk_triton.planning.plan import Plan, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,19 +66,18 @@ class FakeAlgorithm(TritonAlgorithm):
     def estimate(self, problem: ConvProblem, config: FakeConfig, gpu: Gpu) -> Estimate:
         return Estimate(config.estimate_us * 1e-6, "mma")
 
-    def bank_format(self, config: FakeConfig) -> str | None:
+    def weight_format(self, config: FakeConfig) -> str | None:
         return config.bank
 
-    def pack(self, weight: Tensor, problem: ConvProblem, config: FakeConfig) -> Tensor:
+    def prepack(self, weight: Tensor, problem: ConvProblem, config: FakeConfig) -> Tensor:
         return weight
 
-    def launch(self, problem: ConvProblem, config: FakeConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
-               residual: Tensor | None) -> Tensor:  # fmt: skip
+    def launch(self, problem: ConvProblem, config: FakeConfig, operands: Operands) -> Tensor:
         self.clock.now += config.us * 1e-6
         self.clock.calls += 1
         if config.fault == "raises":
             raise RuntimeError("out of resource: shared memory\nRequired: 1, limit: 0")
-        y = eager(problem, x, bank, bias, residual)
+        y = problem.reference(operands)
         return {None: y, "wrong": y * 1.05, "unwritten": torch.full_like(y, float("nan")), "shape": y[..., 1:]}[config.fault]
 
 
@@ -301,15 +300,14 @@ def test_a_real_algorithm_that_is_wrong_is_rejected(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("layout", ["nchw", "channel_major", "channels_last"])
 def test_inputs_have_the_layout_of_the_problem(layout: str) -> None:
     problem = ConvProblem(2, 3, 5, 4, 3, 3, padding=(1, 1), layout=layout, epilogue=Epilogue(False, None, True))
-    inputs = draw(problem, CPU)
-    assert inputs.bias is None
-    assert inputs.residual is not None
-    assert layout_of(inputs.x) == layout_of(inputs.residual) == layout
+    operands = draw(problem, CPU)
+    assert list(operands) == ["x", "weight", "residual"]
+    assert layout_of(operands["x"]) == layout_of(operands["residual"]) == layout
 
 
 def test_tf32_is_judged_on_values_that_tf32_holds() -> None:
     gate = Gate(replace(TINY, dtype="float32", precision="tf32"), CPU)
-    for tensor in (gate.x, gate.weight):
+    for tensor in gate.operands.values():
         assert not (tensor.view(torch.int32) & 0x1FFF).any()
         assert tensor.abs().max() > 0
 

@@ -19,10 +19,10 @@ from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import TritonAlgorithm
 from lk_triton.ops import registration as library
-from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Operands, Problem, StemProblem
 from lk_triton.planning import cache, verify
 from lk_triton.planning import plan as plans
-from lk_triton.planning.accuracy import draw, eager
+from lk_triton.planning.accuracy import draw
 from lk_triton.planning.plan import plan
 from lk_triton.tools.inspector import meta_launch
 
@@ -60,14 +60,14 @@ class Watch:
     ) -> None:  # fmt: skip
         algorithm = registry.get(name)
         quick = name == "direct" and not real
-        right: Any = (lambda problem, config, *tensors: eager(problem, *tensors)) if quick else algorithm.launch
+        right: Any = (lambda problem, config, operands: problem.reference(operands)) if quick else algorithm.launch
         self.calls = 0
 
-        def launch(problem: Any, config: Any, x: Tensor, *rest: Any) -> Tensor:
+        def launch(problem: Any, config: Any, operands: Operands) -> Tensor:
             self.calls += 1
-            y = right(problem, config, x, *rest)
+            y = right(problem, config, operands)
             if fault is not None:
-                fault(x, y)
+                fault(operands["x"], y)
             return y
 
         monkeypatch.setattr(algorithm, "launch", launch)
@@ -80,10 +80,9 @@ def one_tap(x: Tensor, y: Tensor) -> None:
 
 def serve(problem: Problem, algorithm: str = "auto", seed: int = 0, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What the library answers, and what torch does."""
-    drawn = draw(problem, torch.device("cpu"), torch.Generator().manual_seed(seed))
-    x = drawn.x if x is None else x
-    out = library.run(problem, x, drawn.weight, drawn.bias, drawn.residual, None, algorithm, None)
-    return out, eager(problem, x, *drawn[1:])
+    operands = draw(problem, torch.device("cpu"), torch.Generator().manual_seed(seed))
+    operands = operands if x is None else {**operands, "x": x}
+    return library.run(problem, operands, algorithm), problem.reference(operands)
 
 
 def close(pair: tuple[Tensor, Tensor]) -> bool:
@@ -212,8 +211,8 @@ def test_nothing_is_concluded_from_weights_that_are_not_finite(
     watch = Watch(monkeypatch, name)
     for tries in (1, 2):
         drawn = draw(SMALL, torch.device("cpu"), torch.Generator().manual_seed(0))
-        drawn.weight.fill_(float("nan"))
-        out = library.run(SMALL, drawn.x, drawn.weight, drawn.bias, drawn.residual, None, name, None)
+        drawn["weight"].fill_(float("nan"))
+        out = library.run(SMALL, drawn, name)
         assert out.isnan().all()
         assert watch.calls == 2 * tries
     assert not caplog.records
@@ -339,9 +338,8 @@ def test_draws_are_the_same_in_every_process() -> None:
 def test_the_reference_is_torch_on_those_channels(problem: Problem) -> None:
     drawn = draw(problem, torch.device("cpu"), torch.Generator().manual_seed(3))
     channels = verify.drawn_channels(problem.out_shape[1], 8, 5)[::2]
-    expected = eager(problem, *drawn)[-1:, channels]
-    residual = None if drawn.residual is None else drawn.residual[-1:]
-    result, exact = verify.reference(problem, channels, drawn.x[-1:], drawn.weight, drawn.bias, residual)
+    expected = problem.reference(drawn)[-1:, channels]
+    result, exact = verify.reference(*problem.of_images(drawn, slice(problem.n - 1, problem.n)), channels)
     assert exact.dtype == torch.float64
     assert result.dtype == expected.dtype
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=1e-2)
@@ -351,7 +349,7 @@ def test_the_reference_is_torch_on_those_channels(problem: Problem) -> None:
 def test_tf32_is_compared_with_what_tf32_can() -> None:
     problem = replace(SMALL, precision="tf32", epilogue=Epilogue())
     x, weight = torch.randn(1, 18, 6, 8), torch.randn(18, 1, 5, 5)
-    result, exact = verify.reference(problem, range(18), x, weight, None, None)
+    result, exact = verify.reference(problem, {"x": x, "weight": weight}, range(18))
     assert 1e-5 < (result - exact).abs().max() / exact.abs().max() < 4e-3
 
 
@@ -360,7 +358,7 @@ def test_large_planes_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(verify, "ELEMENTS", 3 * 6 * 8)
     sizes = []
     right = verify.reference
-    monkeypatch.setattr(verify, "reference", lambda p, part, *rest: sizes.append(len(part)) or right(p, part, *rest))
+    monkeypatch.setattr(verify, "reference", lambda *given: sizes.append(len(given[2])) or right(*given))
     assert close(serve(SMALL, "direct"))
     assert sizes == [3] * 6 * verify.IMAGES
 

@@ -28,18 +28,6 @@ class DenseAlgorithm(TritonAlgorithm):
             return f"{problem} has 2^31 pixels or more: split the batch"
         return None
 
-    def bank_bytes(self, problem: Any, config: Any) -> int:
-        """There is no bank."""
-        return 0
-
-    def bank_format(self, config: Any) -> str | None:
-        """The weight is read as it is."""
-        return None
-
-    def pack(self, weight: Any, problem: Any, config: Any) -> Any:
-        """The weight itself, in the memory order (out_channels, c, kh, kw)."""
-        return weight.contiguous()
-
 
 def pixels(problem: DenseProblem | FfnProblem | StemProblem) -> int:
     """Columns of the matrix product: output pixels of all images."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...gpu import Gpu
 from ...ops import layout
-from ...ops.problem import DenseProblem, Epilogue
-from ..base import LAUNCH_SECONDS, MMA_SHARE, Estimate, KernelLaunch, activation_bytes, planar, roofline
+from ...ops.problem import DenseProblem, Epilogue, Operands
+from ..base import LAUNCH_SECONDS, MMA_SHARE, Estimate, KernelLaunch, activation_bytes, dense_operands, planar, roofline
 from ..needs import needs_pointwise
 from .base import DenseAlgorithm, pixels, row_arguments, weight_bytes
 
@@ -72,12 +72,12 @@ class CublasAlgorithm(DenseAlgorithm):
         return super().launches(problem, config) + (has_epilogue(problem) or changes_order)
 
     def kernel_launch(
-        self, problem: DenseProblem, config: CublasConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
-        residual: Tensor | None, out: Tensor,
-    ) -> KernelLaunch:  # fmt: skip
+        self, problem: DenseProblem, config: CublasConfig, operands: Operands, out: Tensor
+    ) -> KernelLaunch:
         """The epilogue's launch; ``x`` is the product, which it may overwrite (``out`` is ``x``)."""
         from ..shared.epilogue import epilogue_kernel
 
+        x, bias, residual = operands["x"], operands.get("bias"), operands.get("residual")
         widest = 16 // problem.itemsize
         blocks = ceil(pixels(problem) / BLOCK)
         args = row_arguments("x", x, widest) | row_arguments("r", residual, widest) | row_arguments("o", out, widest) | {
@@ -86,16 +86,12 @@ class CublasAlgorithm(DenseAlgorithm):
         }  # fmt: skip
         return KernelLaunch(epilogue_kernel, (problem.out_channels * blocks,), args, num_warps=4, num_stages=1)
 
-    def launch(
-        self, problem: DenseProblem, config: CublasConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
-        residual: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def launch(self, problem: DenseProblem, config: CublasConfig, operands: Operands) -> Tensor:
         """The product in the memory order of x, then the epilogue, which also changes the order where it must."""
-        x = layout.with_dense_planes(x)
-        residual = None if residual is None else layout.with_dense_planes(residual)
+        operands = dense_operands(problem, operands)
+        x, weight = operands["x"], operands["weight"].flatten(1)
         y = layout.empty(problem.out_shape, "channel_major" if layout.layout_of(x) == "channel_major" else "nchw", x)
         rows, y_rows = layout.rows_of(x), layout.rows_of(y)
-        weight = bank.flatten(1)
         if rows is not None and y_rows is not None:
             torch.mm(weight, rows, out=y_rows)
         else:
@@ -103,7 +99,7 @@ class CublasAlgorithm(DenseAlgorithm):
         order = planar(problem.out_layout)
         out = y if y.stride() == layout.strides(problem.out_shape, order) else layout.empty(problem.out_shape, order, x)
         if has_epilogue(problem) or out is not y:
-            self.submit(problem, config, y, bank, bias, residual, out)
+            self.submit(problem, config, {**operands, "x": y}, out)
         return layout.conform(out, problem.out_layout)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .... import gpu as gpus
 from ....gpu import Gpu
-from ....ops.problem import DenseProblem
+from ....ops.problem import DenseProblem, Operands
 from ...base import Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import Dot, kind_of, precisions, rate
 from ...cost.wave import Wave
@@ -95,15 +95,16 @@ class ImplicitGemmAlgorithm(DenseAlgorithm):
         return issued_macs(problem, config)
 
     def kernel_launch(
-        self, problem: DenseProblem, config: ImplicitGemmConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
-        residual: Tensor | None, out: Tensor,
-    ) -> KernelLaunch:  # fmt: skip
+        self, problem: DenseProblem, config: ImplicitGemmConfig, operands: Operands, out: Tensor
+    ) -> KernelLaunch:
         """One program a tile."""
         from .kernel import stem_kernel
 
+        x, weight = operands["x"], operands["weight"]
+        bias, residual = operands.get("bias"), operands.get("residual")
         widest = 16 // problem.itemsize
         args = row_arguments("r", residual, widest) | row_arguments("o", out, widest) | {
-            "x": x, "weight": bank, "bias": bias, "residual": residual, "out": out,
+            "x": x, "weight": weight, "bias": bias, "residual": residual, "out": out,
             "M": problem.out_channels, "J": pixels(problem), "H": problem.h, "W": problem.w, "OW": problem.ow,
             "plane": problem.oh * problem.ow, "tiles_m": ceil(problem.out_channels / config.rows),
             "stride_xn": x.stride(0), "stride_xc": x.stride(1), "TAPS": taps(problem), "KH": problem.kh, "KW": problem.kw,

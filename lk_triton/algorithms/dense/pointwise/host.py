@@ -11,7 +11,7 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops import layout
-from ....ops.problem import DenseProblem
+from ....ops.problem import DenseProblem, Operands
 from ...base import Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import precisions, rate
 from ...cost.wave import Wave
@@ -122,20 +122,21 @@ class PointwiseAlgorithm(DenseAlgorithm):
         return issued_macs(problem, config)
 
     def kernel_launch(
-        self, problem: DenseProblem, config: PointwiseConfig, x: Tensor, bank: Tensor, bias: Tensor | None,
-        residual: Tensor | None, out: Tensor,
-    ) -> KernelLaunch:  # fmt: skip
+        self, problem: DenseProblem, config: PointwiseConfig, operands: Operands, out: Tensor
+    ) -> KernelLaunch:
         """One program a tile, or with TMA as many as the device holds at once."""
         from .kernel import pointwise_kernel
 
+        x, weight = operands["x"], operands["weight"]
+        bias, residual = operands.get("bias"), operands.get("residual")
         tiles = tiles_of(problem, config)
         gpu = gpus.TABLE["h100"] if x.device.type == "meta" else gpus.of(x.device)  # meta: to compile for elsewhere
-        matrices = _matrices(x, bank) if config.tma else None
+        matrices = _matrices(x, weight) if config.tma else None
         tma = matrices is not None
         programs = min(tiles, gpu.sms * programs_per_sm(problem, config, gpu)) if tma else tiles
         widest = 16 // problem.itemsize
         args = row_arguments("x", x, widest) | row_arguments("r", residual, widest) | row_arguments("o", out, widest) | {
-            "x": x, "weight": bank, "bias": bias, "residual": residual, "out": out,
+            "x": x, "weight": weight, "bias": bias, "residual": residual, "out": out,
             "M": problem.out_channels, "C": problem.c, "J": pixels(problem),
             "tiles_m": ceil(problem.out_channels / config.rows), "tiles_n": ceil(pixels(problem) / config.columns),
             "programs": programs, "BM": config.rows, "BN": config.columns, "BK": config.step_k, "GROUP": GROUP,

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ....gpu import Gpu
-from ....ops.problem import ConvProblem
+from ....ops.problem import ConvProblem, Operands
 from ...base import KernelLaunch, vector_width
 from .cost import ACTIVATION_INSTRUCTIONS, LINE, DirectConfig, LaunchCost, columns, distinct_rows, input_rows, read_rows
 
@@ -123,26 +123,19 @@ def _instructions(problem: ConvProblem, config: DirectConfig) -> float:
     return indices + loads * load + outputs * (vector * (taps + 2 + output) + 18)
 
 
-def channels_last_launch(
-    problem: ConvProblem,
-    config: DirectConfig,
-    x: Tensor,
-    bank: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-) -> KernelLaunch:
+def channels_last_launch(problem: ConvProblem, config: DirectConfig, operands: Operands, out: Tensor) -> KernelLaunch:
     """One program per (block of positions, block of channel vectors); all images are channels_last."""
     from .kernel_channels_last import direct_channels_last_kernel
 
     vector = channel_vector(problem)
-    for tensor in (x, bank, bias, residual, out):
-        if tensor is not None and tensor.device.type != "meta":
+    for tensor in (*operands.values(), out):
+        if tensor.device.type != "meta":
             vector = vector_width(vector, [], tensor.data_ptr() // tensor.element_size())
+    bias, residual = operands.get("bias"), operands.get("residual")
     used = [column + problem.padding[1] for column in columns(problem, config.columns)]
     channel_groups = ceil(problem.c // vector / config.channels)
     args = {
-        "x": x, "weight": bank, "bias": bias, "residual": residual, "out": out,
+        "x": operands["x"], "weight": operands["weight"], "bias": bias, "residual": residual, "out": out,
         "N": problem.n, "H": problem.h, "W": problem.w, "C_v": problem.c // vector, "OH": problem.oh, "OW": problem.ow,
         "column_groups": ceil(problem.ow / config.columns), "row_groups": ceil(problem.oh / config.rows),
         "channel_blocks": channel_groups, "pad_h": problem.padding[0], "pad_w": problem.padding[1], "KH": problem.kh,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....gpu import Gpu
 from ....ops import layout
-from ....ops.problem import ConvProblem
+from ....ops.problem import ConvProblem, Operands
 from ...base import (
     Estimate,
     KernelLaunch,
@@ -99,72 +99,52 @@ class DirectAlgorithm(TritonAlgorithm):
         """Those of all lanes."""
         return channels_last_macs(problem, config) if config.channels else issued_macs(problem, config)
 
-    def bank_bytes(self, problem: ConvProblem, config: DirectConfig) -> int:
-        """There is no bank but for channels_last, where it is the weight in another order."""
+    def prepacked_bytes(self, problem: ConvProblem, config: DirectConfig) -> int:
+        """For channels_last, the weight in another order."""
         return problem.c * problem.kh * problem.kw * problem.itemsize if config.channels else 0
 
-    def bank_format(self, config: DirectConfig) -> str | None:
+    def weight_format(self, config: DirectConfig) -> str | None:
         """The weight as it is, or channels innermost."""
         return "direct/channels_last" if config.channels else None
 
-    def pack(self, weight: Tensor, problem: ConvProblem, config: DirectConfig) -> Tensor:
-        """The weight itself, contiguous; or for channels_last (C, 1, KH, KW) -> (KH, KW, C)."""
-        return weight[:, 0].permute(1, 2, 0).contiguous() if config.channels else weight.contiguous()
+    def prepack(self, weight: Tensor, problem: ConvProblem, config: DirectConfig) -> Tensor:
+        """For channels_last (C, 1, KH, KW) -> (KH, KW, C)."""
+        return weight[:, 0].permute(1, 2, 0).contiguous()
 
     def launches(self, problem: ConvProblem, config: DirectConfig) -> int:
         """Lanes along the channels need no conversion."""
         return 1 if config.channels else super().launches(problem, config)
 
-    def launch(
-        self,
-        problem: ConvProblem,
-        config: DirectConfig,
-        x: Tensor,
-        bank: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def launch(self, problem: ConvProblem, config: DirectConfig, operands: Operands) -> Tensor:
         """One kernel launch; without conversions where lanes lie along the channels."""
         if not config.channels:
-            return super().launch(problem, config, x, bank, bias, residual)
-        out = layout.empty(problem.out_shape, "channels_last", x)
-        if residual is not None:
-            residual = residual.contiguous(memory_format=torch.channels_last)
-        self.submit(problem, config, x, bank, bias, residual, out)
+            return super().launch(problem, config, operands)
+        maps, channels_last = problem.maps(), torch.channels_last
+        given = {
+            role: tensor.contiguous(memory_format=channels_last) if role in maps else tensor.contiguous()
+            for role, tensor in operands.items()
+        }
+        out = layout.empty(problem.out_shape, "channels_last", given["x"])
+        self.submit(problem, config, given, out)
         return out
 
     def kernel_launch(
-        self,
-        problem: ConvProblem,
-        config: DirectConfig,
-        x: Tensor,
-        bank: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        out: Tensor,
+        self, problem: ConvProblem, config: DirectConfig, operands: Operands, out: Tensor
     ) -> KernelLaunch:
         """Of planes, or of channels_last images as they are."""
         launch = channels_last_launch if config.channels else _planes_launch
-        return launch(problem, config, x, bank, bias, residual, out)
+        return launch(problem, config, operands, out)
 
 
-def _planes_launch(
-    problem: ConvProblem,
-    config: DirectConfig,
-    x: Tensor,
-    bank: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-) -> KernelLaunch:
+def _planes_launch(problem: ConvProblem, config: DirectConfig, operands: Operands, out: Tensor) -> KernelLaunch:
     """One program per (channel, block of lanes); all images have dense planes."""
     from .kernel import direct_kernel
 
-    planes = plane_arguments(problem, x, residual, out)
+    planes, bias = plane_arguments(problem, operands, out), operands.get("bias")
     per_channel = blocks(problem, config)
     loaded = vectors(problem, planes["XV"])
     args = planes | {
-        "weight": bank, "bias": bias, "HAS_BIAS": bias is not None,
+        "weight": operands["weight"], "bias": bias, "HAS_BIAS": bias is not None,
         "lanes": ceil(problem.ow / OUTPUTS_PER_LANE), "row_groups": ceil(problem.oh / config.rows), "blocks": per_channel,
         "multiplier": problem.multiplier, "pad_h": problem.padding[0], "KH": problem.kh, "KW": problem.kw,
         "PAD_W": problem.padding[1], "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .... import gpu as gpus
 from ....gpu import Gpu
-from ....ops.problem import ConvProblem
+from ....ops.problem import ConvProblem, Operands
 from ...base import (
     Estimate,
     KernelLaunch,
@@ -139,35 +139,29 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         """Those of all dots."""
         return issued_macs(problem, config)
 
-    def bank_bytes(self, problem: ConvProblem, config: ToeplitzConfig) -> int:
+    def prepacked_bytes(self, problem: ConvProblem, config: ToeplitzConfig) -> int:
         """Every filter row as often as a vector is long."""
         return bank_bytes(problem, config.vector)
 
-    def bank_format(self, config: ToeplitzConfig) -> str | None:
+    def weight_format(self, config: ToeplitzConfig) -> str | None:
         """Shifted filter rows, named by the vector length."""
         return f"toeplitz/{config.vector}"
 
-    def pack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzConfig) -> Tensor:
+    def prepack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzConfig) -> Tensor:
         """weight (C, 1, KH, KW) -> bank (C, KH, V, L)."""
         return pack(weight, config.vector)
 
     def kernel_launch(
-        self,
-        problem: ConvProblem,
-        config: ToeplitzConfig,
-        x: Tensor,
-        bank: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        out: Tensor,
+        self, problem: ConvProblem, config: ToeplitzConfig, operands: Operands, out: Tensor
     ) -> KernelLaunch:
         """One program per (channel, column tile, block of tiles)."""
         from .kernel import toeplitz_kernel
 
+        bias = operands.get("bias")
         blocks = tile_blocks(problem, config)
         column_tiles = ceil(problem.ow / config.columns)
-        args = plane_arguments(problem, x, residual, out) | {
-            "bank": bank, "bias": bias, "HAS_BIAS": bias is not None,
+        args = plane_arguments(problem, operands, out) | {
+            "bank": operands["weight"], "bias": bias, "HAS_BIAS": bias is not None,
             "groups": ceil(problem.oh / config.rows), "tile_blocks": blocks, "column_tiles": column_tiles,
             "pad_h": problem.padding[0], "pad_w": problem.padding[1], "KH": problem.kh,
             "R": config.rows, "WT": config.columns, "D": config.step_rows, "KIN_A": config.window[0],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .... import gpu as gpus
 from ....gpu import Gpu
-from ....ops.problem import ConvProblem
+from ....ops.problem import ConvProblem, Operands
 from ...base import (
     Estimate,
     KernelLaunch,
@@ -118,7 +118,7 @@ class ToeplitzHopperAlgorithm(TritonAlgorithm):
         waiting *= latency * 1e-9 / (config.buffers - 2 if image_vector(problem) > 1 else FILLED_WAIT)
         exposed = wave.most * gpu.sms * one / hidden / clock
         outside = activation_bytes(problem)
-        banks = programs(problem, config) * self.bank_bytes(problem, config) / problem.c
+        banks = programs(problem, config) * self.prepacked_bytes(problem, config) / problem.c
         return roofline(
             problem,
             gpu,
@@ -126,41 +126,35 @@ class ToeplitzHopperAlgorithm(TritonAlgorithm):
             smem=wave.shared(reads) * wave.fullest / OVERLAP + exposed,
             latency=max(count * STEP_CLOCKS / config.groups / clock * wave.fullest, waiting) + exposed,
             l2=wave.l2(image + banks + outside) * wave.fullest / OVERLAP,
-            dram=(outside + self.bank_bytes(problem, config)) / (gpu.dram_gbps * 1e9),
+            dram=(outside + self.prepacked_bytes(problem, config)) / (gpu.dram_gbps * 1e9),
         )
 
     def issued_macs(self, problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
         """Those of all products, on rows of missing images too."""
         return issued_macs(problem, config)
 
-    def bank_bytes(self, problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
+    def prepacked_bytes(self, problem: ConvProblem, config: ToeplitzHopperConfig) -> int:
         """That of ``toeplitz``'s bank."""
         return bank_bytes(problem, VECTOR)
 
-    def bank_format(self, config: ToeplitzHopperConfig) -> str | None:
+    def weight_format(self, config: ToeplitzHopperConfig) -> str | None:
         """``toeplitz``'s, of 8-byte vectors."""
         return f"toeplitz/{VECTOR}"
 
-    def pack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzHopperConfig) -> Tensor:
+    def prepack(self, weight: Tensor, problem: ConvProblem, config: ToeplitzHopperConfig) -> Tensor:
         """weight (C, 1, KH, KW) -> ``toeplitz``'s bank."""
         return pack(weight, VECTOR)
 
     def kernel_launch(
-        self,
-        problem: ConvProblem,
-        config: ToeplitzHopperConfig,
-        x: Tensor,
-        bank: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        out: Tensor,
+        self, problem: ConvProblem, config: ToeplitzHopperConfig, operands: Operands, out: Tensor
     ) -> KernelLaunch:
         """One program per (channel, column tile, share of its tile blocks)."""
         from .kernel import resident_kernel
 
+        bias = operands.get("bias")
         found = steps_of(problem, config.rows, config.step_rows)
-        args = plane_arguments(problem, x, residual, out) | {
-            "bank": bank, "bias": bias, "HAS_BIAS": bias is not None,
+        args = plane_arguments(problem, operands, out) | {
+            "bank": operands["weight"], "bias": bias, "HAS_BIAS": bias is not None,
             "groups": ceil(problem.oh / config.rows), "image_blocks": image_blocks(problem),
             "column_tiles": column_tiles(problem, config), "SPLIT": config.split,
             "pad_h": problem.padding[0], "pad_w": problem.padding[1], "KH": problem.kh, "S_HI": found.highest,

@@ -10,8 +10,8 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops import layout
-from ....ops.problem import FfnProblem
-from ...base import Estimate, KernelLaunch, Weights, activation_bytes, roofline
+from ....ops.problem import FfnProblem, Operands
+from ...base import Estimate, KernelLaunch, activation_bytes, roofline
 from ...cost.dot import rate
 from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
@@ -105,23 +105,19 @@ class ConvffnAlgorithm(DenseAlgorithm):
         """Those of all dots."""
         return issued_macs(problem, config)
 
-    def pack(self, weight: Weights, problem: FfnProblem, config: ConvffnConfig) -> Weights:
-        """The weights themselves, (hidden, c, 1, 1) and (c, hidden, 1, 1), contiguous."""
-        return tuple(w.contiguous() for w in weight)
-
     def kernel_launch(
-        self, problem: FfnProblem, config: ConvffnConfig, x: Tensor, bank: Weights, bias: Weights | None,
-        residual: Tensor | None, out: Tensor,
-    ) -> KernelLaunch:  # fmt: skip
+        self, problem: FfnProblem, config: ConvffnConfig, operands: Operands, out: Tensor
+    ) -> KernelLaunch:
         """One program a tile of pixels."""
         from .kernel import convffn_kernel
 
-        (w1, w2), (b1, b2) = (w.flatten(1) for w in bank), bias or (None, None)
+        x, residual = operands["x"], operands.get("residual")
+        w1, w2 = operands["w1"].flatten(1), operands["w2"].flatten(1)
         rows = layout.rows_of(x)
         tma = config.tma and rows is not None and describable(rows, w1, w2)
         widest = 16 // problem.itemsize
         args = row_arguments("x", x, widest) | row_arguments("r", residual, widest) | row_arguments("o", out, widest) | {
-            "x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2, "residual": residual, "out": out, "J": pixels(problem),
+            **operands, "w1": w1, "w2": w2, "residual": residual, "out": out, "J": pixels(problem),
             "C": problem.c, "HIDDEN": problem.hidden, "BP": config.pixels, "BH": config.step, "TMA": tma,
             "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
             "CAST_OPERANDS": problem.dtype == "bfloat16" and gpus.interpreted(),

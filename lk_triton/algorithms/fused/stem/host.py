@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .... import gpu as gpus
 from ....gpu import Gpu
-from ....ops.problem import StemProblem
-from ...base import Estimate, KernelLaunch, Weights, activation_bytes, roofline, vector_width
+from ....ops.problem import Operands, StemProblem
+from ...base import Estimate, KernelLaunch, activation_bytes, roofline, vector_width
 from ...cost.dot import rate
 from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm
@@ -106,22 +106,17 @@ class ConvstemAlgorithm(DenseAlgorithm):
         rows = tiles_of(problem, config) * (config.rows + 2)
         return issued_macs(problem, config) + rows * 9 * padded_channels(problem) * config.columns
 
-    def pack(self, weight: Weights, problem: StemProblem, config: ConvstemConfig) -> Weights:
-        """The weights themselves, contiguous."""
-        return tuple(w.contiguous() for w in weight)
-
     def kernel_launch(
-        self, problem: StemProblem, config: ConvstemConfig, x: Tensor, bank: Weights, bias: Weights | None,
-        residual: Tensor | None, out: Tensor,
-    ) -> KernelLaunch:  # fmt: skip
+        self, problem: StemProblem, config: ConvstemConfig, operands: Operands, out: Tensor
+    ) -> KernelLaunch:
         """One program a tile of columns."""
         from .kernel import convstem_kernel
 
-        (w1, w2, w3), (b1, b2, b3) = bank, bias or (None, None, None)
+        x = operands["x"]
         strips = strips_of(problem, config)
         v = vector_width(16 // problem.itemsize, [out], problem.ow)
         args = {
-            "x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2, "w3": w3, "b3": b3, "out": out,
+            **operands, "out": out,
             "S": problem.n * strips * problem.ow, "H": problem.h, "W": problem.w, "OH": problem.oh, "OW": problem.ow,
             "rows": config.rows, "strips": strips, "stride_xn": x.stride(0), "stride_xc": x.stride(1),
             "stride_on_v": out.stride(0) // v, "stride_oc_v": out.stride(1) // v, "OW_v": problem.ow // v,
