@@ -6,7 +6,7 @@ Ding et al., Scaling Up Your Kernels to 31x31, CVPR 2022, figure 4; github.com/D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,18 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from lk_triton import conv_ffn, conv_stem
-from lk_triton.algorithms.fused.ffn.host import WIDTHS
-from lk_triton.algorithms.fused.stem.host import MOST_CHANNELS, MOST_INPUTS
-from lk_triton.gpu import interpreted
 from lk_triton.nn import (
     ChannelAffine,
+    ConvFFN2d,
     ConvUnit,
     DepthwiseConv2d,
     PointwiseConv2d,
     ReparamDepthwiseConv2d,
     StemConv2d,
 )
+from lk_triton.nn.memory_order import between_layers
 
 
 def dense3x3(in_channels: int, out_channels: int, fused: bool, **options: Any) -> ConvUnit:
@@ -65,7 +63,7 @@ class Transition(nn.Sequential):
         On a GPU the fused form asks for channel-major again: the strides of a single image do not tell where H*W is a
         multiple of 64, and those of the smaller maps behind it then would not be rounded up.
         """
-        return self[1](self[0](x, None, channel_major(x)))
+        return self[1](self[0](x, None, between_layers(x)))
 
 
 class DropPath(nn.Module):
@@ -86,18 +84,6 @@ class DropPath(nn.Module):
         return f"p={self.p:.3g}"
 
 
-def run_stem(units: Sequence[ConvUnit], x: Tensor) -> Tensor | None:
-    """The first three units of a fused stem, channel-major, as one kernel or each by its plan; None where they have to run one
-    by one: for gradients, on a CPU, for images in float32 (under autocast too). The units themselves are not called."""
-    convolutions = [unit.conv for unit in units[:3]]
-    halves = x.dtype in (torch.float16, torch.bfloat16) and not by_torch(x)
-    served = x.shape[1] <= MOST_INPUTS and convolutions[0].out_channels <= MOST_CHANNELS
-    if not halves or not served or torch.is_grad_enabled() or not all(unit.fused and not unit.training for unit in units[:3]):
-        return None
-    pairs = [tensor for conv in convolutions for tensor in (conv.weight, cast("Tensor", conv.bias))]
-    return conv_stem(x, *pairs, out_layout=channel_major(x))
-
-
 class _ResidualBlock(nn.Module):
     """What RepLKBlock and ConvFFN share: the last unit adds the block's input."""
 
@@ -105,10 +91,11 @@ class _ResidualBlock(nn.Module):
     pw2: ConvUnit
     drop_path: nn.Module
 
-    def _close(self, y: Tensor, x: Tensor, out_layout: str | None) -> Tensor:
+    def _close(self, branch: Callable[..., Tensor], y: Tensor, x: Tensor, out_layout: str | None) -> Tensor:
+        """``branch(y)`` + x; the branch itself adds x, but where samples of it may be dropped."""
         if self.training and isinstance(self.drop_path, DropPath):
-            return x + self.drop_path(self.pw2(y))
-        return self.pw2(y, x, out_layout)
+            return x + self.drop_path(branch(y))
+        return branch(y, x, out_layout)
 
     def fuse(self) -> Self:
         """Merge the kernels and fold every BatchNorm, in place; does nothing where that is done. ``timm`` calls this too."""
@@ -140,7 +127,7 @@ class RepLKBlock(_ResidualBlock):
 
     def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
         """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
-        return self._close(self.large_kernel(self.pw1(self.prelkb_bn(x))), x, out_layout)
+        return self._close(self.pw2, self.large_kernel(self.pw1(self.prelkb_bn(x))), x, out_layout)
 
     def fuse(self) -> Self:
         self.large_kernel.reparameterize(prepare=False)
@@ -148,25 +135,21 @@ class RepLKBlock(_ResidualBlock):
         return self
 
 
-class ConvFFN(_ResidualBlock):
+class ConvFFN(_ResidualBlock, ConvFFN2d):
     """x + pw2(GELU(pw1(preffn_bn(x)))), with the exact GELU; fused: two convolutions with their epilogues, or one kernel."""
 
     def __init__(self, channels: int, hidden_channels: int, drop_path: float, fused: bool, **options: Any) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the children in the order of the published parameters
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.preffn_bn = nn.Identity() if fused else nn.BatchNorm2d(channels, **options)
         self.pw1 = pointwise(channels, hidden_channels, "gelu", fused, **options)
         self.pw2 = pointwise(hidden_channels, channels, None, fused, **options)
 
-    def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, out_layout: str | None = None
+    ) -> Tensor:
         """x (N, C, H, W) -> the same shape, in ``out_layout`` where the block is fused."""
-        # where no kernel serves both layers (CPU, float32, wide stages), they are planned, and may be packed, one by one
-        halves = x.dtype in (torch.float16, torch.bfloat16) and not by_torch(x)
-        if self.pw2.fused and halves and x.shape[1] in WIDTHS and not self.training:
-            first, second = self.pw1.conv, self.pw2.conv
-            biases = cast("tuple[Tensor, Tensor]", (first.bias, second.bias))
-            return conv_ffn(x, first.weight, biases[0], second.weight, biases[1], x, out_layout=out_layout)
-        return self._close(self.pw1(self.preffn_bn(x)), x, out_layout)
+        return self._close(super().forward, self.preffn_bn(x), x, out_layout)
 
     def fuse(self) -> Self:
         self.preffn_bn = self._fuse(self.preffn_bn)
@@ -213,16 +196,6 @@ class RepLKNetStage(nn.Module):
         if isinstance(self.norm, _BatchNorm):
             self.norm = ChannelAffine.from_batch_norm(self.norm)
         return self
-
-
-def by_torch(x: Tensor) -> bool:
-    """Whether convolutions of ``x`` are torch's, which are fastest in channels_last: on a CPU."""
-    return x.device.type == "cpu" and not interpreted()
-
-
-def channel_major(x: Tensor) -> str | None:
-    """The ``out_layout`` of a fused layer between others: channel-major on a GPU, without gradients; else None, that of x."""
-    return None if by_torch(x) or torch.is_grad_enabled() else "channel_major"
 
 
 def run(module: nn.Module, x: Tensor, checkpointed: bool, *options: Any) -> Tensor:

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lk_triton.nn import ConvUnit, ReparamDepthwiseConv2d
-from lk_triton.ops import layout
+from lk_triton.nn.memory_order import as_inside
 from lk_triton.planning.accuracy import Verdict
 
 from .blocks import ConvFFN, RepLKBlock, Transition
-from .blocks import by_torch as is_torchs
 from .reference import torch_form
 from .replknet import RepLKNet
 
@@ -166,11 +165,6 @@ def in_fast_order(by_torch: RepLKNet) -> RepLKNet:
 def repeated(x: Tensor, batch: int) -> Tensor:
     """``x`` over and over, up to so many images."""
     return x if len(x) == batch else x.repeat(-(-batch // len(x)), 1, 1, 1)[:batch]
-
-
-def as_inside(x: Tensor) -> Tensor:
-    """``x`` in the memory order that maps have inside a fused network."""
-    return x.contiguous(memory_format=torch.channels_last) if is_torchs(x) else layout.conform(x, "channel_major")
 
 
 def is_kernel(module: nn.Module) -> bool:

@@ -18,22 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lk_triton.nn import ChannelAffine, ConvUnit, ReparamDepthwiseConv2d
+from lk_triton.nn import ChannelAffine, ConvUnit, ReparamDepthwiseConv2d, Stem2d, memory_order
 from lk_triton.nn.prepack import PrepackedConv2d
-from lk_triton.ops import transforms
 
-from .blocks import (
-    RepLKNetStage,
-    Transition,
-    by_torch,
-    channel_major,
-    channel_norm,
-    dense3x3,
-    depthwise3x3,
-    pointwise,
-    run,
-    run_stem,
-)
+from .blocks import RepLKNetStage, Transition, channel_norm, dense3x3, depthwise3x3, pointwise, run
 
 FORMS = ("training", "merged", "fused")
 """In the order of conversion."""
@@ -119,12 +107,12 @@ class RepLKNet(nn.Module):
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, width in enumerate(channels)
         ]
         width = channels[0]
-        self.stem = nn.ModuleList([
+        self.stem = Stem2d(
             dense3x3(in_chans, width, fused, **options),
             depthwise3x3(width, 1, fused, **options),
             pointwise(width, width, "relu", fused, **options),
             depthwise3x3(width, 2, fused, **options),
-        ])  # fmt: skip
+        )
         pairs = sum(layers)
         rates = [drop_path_rate * i / max(pairs - 1, 1) for i in range(pairs)]
         self.stages = nn.ModuleList(
@@ -138,6 +126,11 @@ class RepLKNet(nn.Module):
         if self.out_indices is None:
             self.norm = channel_norm(channels[-1], fused, **options)
             self.head = _head(channels[-1], num_classes, **options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.stem, nn.ModuleList):  # pickled by a version whose stem was one
+            self.stem = Stem2d(*self.stem).train(self.training)
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -197,12 +190,10 @@ class RepLKNet(nn.Module):
         """The last map that was computed and those of the stages in ``keep``, which leave the network: a fused one on a GPU
         stores them contiguously itself."""
         self._check_input(x)
-        if by_torch(x) and not transforms.active():  # vmap cannot change the memory order
-            x = x.contiguous(memory_format=torch.channels_last if self.channels_last_on_cpu else torch.contiguous_format)
-        x = self._run_stem(x)
+        x = self._run_stem(memory_order.entering(x, self.channels_last_on_cpu))
         kept = []
         for i, stage in enumerate(self.stages):
-            x = stage(self.transitions[i - 1](x) if i else x, "nchw" if i in keep and not by_torch(x) else None)
+            x = stage(self.transitions[i - 1](x) if i else x, memory_order.of_leaving(x) if i in keep else None)
             if i in keep:
                 kept.append(x)
             if i == stop:
@@ -210,12 +201,11 @@ class RepLKNet(nn.Module):
         return x, kept
 
     def _run_stem(self, x: Tensor) -> Tensor:
-        y = run_stem([cast("ConvUnit", unit) for unit in self.stem], x)
-        if y is not None:
-            return self.stem[3](y)
-        x = self.stem[0](x, None, channel_major(x))
+        if not self.grad_checkpointing:
+            return self.stem(x)
+        x = self.stem[0](x)
         for unit in self.stem[1:]:
-            x = run(unit, x, self.grad_checkpointing)
+            x = run(unit, x, True)
         return x
 
     def _check_input(self, x: Tensor) -> None:

@@ -71,7 +71,7 @@ MUTANTS = {
         "tests/test_graph.py::test_a_change_of_the_model_ends_the_graph",
     ),
     "one kernel for a ConvFFN in training": Mutant(
-        "models/blocks.py", "x.shape[1] in WIDTHS and not self.training", "x.shape[1] in WIDTHS",
+        "lk_triton/nn/fused.py", "not unit.fused or unit.training", "not unit.fused",
         "tests/models/test_replknet.py::test_a_fused_ffn_keeps_its_drop_path_in_training",
     ),
 }  # fmt: skip

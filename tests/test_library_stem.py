@@ -125,15 +125,15 @@ def test_a_fused_network_in_the_interpreter() -> None:
     model = RepLKNet((5,), (1,), (16,), 3, num_classes=0).eval().reparameterize().half()
     images = torch.randn(2, 3, 18, 13).half()
     with torch.no_grad(), Recorder() as recorder:
-        model._run_stem(images)
+        model.stem(images)
     assert [type(p).__name__ for p in recorder.problems] == ["StemProblem", "ConvProblem"]
     with torch.no_grad():
-        y, expected = model._run_stem(images), images
+        y, expected = model.stem(images), images
         for unit in model.stem:
             expected = unit(expected)
         torch.testing.assert_close(y, expected, rtol=2e-3, atol=2e-3)
     with Recorder() as recorder:
-        model._run_stem(images)
+        model.stem(images)
     assert not any(isinstance(p, StemProblem) for p in recorder.problems), "with gradients, layer by layer"
 
 
