@@ -13,14 +13,8 @@ from torch import Tensor
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import with_prepacked
-from lk_triton.algorithms.fused.stem.cost import (
-    ConvstemConfig,
-    issued_macs,
-    programs_per_sm,
-    shared_bytes,
-    tensor_columns,
-    tiles_of,
-)
+from lk_triton.algorithms.fused.stem.config import ConvstemConfig
+from lk_triton.algorithms.fused.stem.cost import issued_macs, programs_per_sm, shared_bytes, tensor_columns, tiles_of
 from lk_triton.algorithms.fused.stem.host import ConvstemAlgorithm
 from lk_triton.ops import layout
 from lk_triton.ops.problem import Epilogue, Operands, StemProblem

@@ -16,9 +16,10 @@ from lk_triton import gpu as gpus
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import image_vector, with_prepacked
 from lk_triton.algorithms.depthwise.direct.channels_last import channels_last_cost
-from lk_triton.algorithms.depthwise.direct.cost import OUTPUTS_PER_LANE, DirectConfig, blocks, launch_cost
+from lk_triton.algorithms.depthwise.direct.config import OUTPUTS_PER_LANE, DirectConfig
+from lk_triton.algorithms.depthwise.direct.cost import blocks, launch_cost
 from lk_triton.algorithms.depthwise.direct.host import DirectAlgorithm
-from lk_triton.algorithms.depthwise.toeplitz.cost import ToeplitzConfig
+from lk_triton.algorithms.depthwise.toeplitz.config import ToeplitzConfig
 from lk_triton.ops import layout
 from lk_triton.ops.problem import ConvProblem, Epilogue
 from lk_triton.planning.plan import plan

@@ -13,8 +13,8 @@ from numerics import assert_accurate
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import base, registry
 from lk_triton.algorithms.base import vector_width
+from lk_triton.algorithms.depthwise.toeplitz.config import ToeplitzConfig
 from lk_triton.algorithms.depthwise.toeplitz.cost import (
-    ToeplitzConfig,
     bank_bytes,
     dot_of,
     issued_macs,

@@ -21,9 +21,9 @@ from torch import Tensor
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.depthwise.toeplitz_hopper import host as hopper
+from lk_triton.algorithms.depthwise.toeplitz_hopper.config import ToeplitzHopperConfig
 from lk_triton.algorithms.depthwise.toeplitz_hopper.cost import (
     IMAGES,
-    ToeplitzHopperConfig,
     issued_macs,
     matrix_elements,
     programs,
@@ -323,7 +323,7 @@ def test_compiled_for_sm_90(folder):
 FENCES = """
 import sys
 from lk_triton.tools import inspector
-from lk_triton.algorithms.depthwise.toeplitz_hopper.cost import ToeplitzHopperConfig
+from lk_triton.algorithms.depthwise.toeplitz_hopper.config import ToeplitzHopperConfig
 from lk_triton.ops.problem import ConvProblem, Epilogue
 for line in sys.stdin:
     problem, config = eval(line)

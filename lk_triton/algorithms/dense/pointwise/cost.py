@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
-from typing import ClassVar
 
 from ....gpu import Gpu
 from ....ops.problem import DenseProblem
 from ...base import vector_width
 from ...cost.dot import Dot, kind_of
 from ..base import one_row, pixels
-
-
-@dataclass(frozen=True)
-class PointwiseConfig:
-    """Compile-time choices.
-
-    Attributes:
-        rows, columns: BM x BN, output channels and pixels of a tile.
-        step_k: BK, input channels of a step.
-        precision: how float32 products are formed; ``ieee`` for half types, where it changes nothing.
-        tma: operands by tensor descriptors, and programs that stay for several tiles.
-    """
-
-    rows: int
-    columns: int
-    step_k: int
-    num_warps: int
-    num_stages: int
-    precision: str = "ieee"
-    tma: bool = False
-    dropped: ClassVar = {"warp_specialize": False}  # fields that old entries have, see planning/entry.py
-
-    @property
-    def outputs(self) -> int:
-        """Outputs of a tile."""
-        return self.rows * self.columns
+from .config import PointwiseConfig
 
 
 def tiles_of(problem: DenseProblem, config: PointwiseConfig) -> int:

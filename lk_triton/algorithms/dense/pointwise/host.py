@@ -17,8 +17,8 @@ from ...cost.dot import precisions, rate
 from ...cost.wave import Wave
 from ...needs import needs_pointwise, needs_precision, needs_tensor_cores
 from ..base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned, weight_bytes
+from .config import PointwiseConfig
 from .cost import (
-    PointwiseConfig,
     dot_of,
     in_flight,
     instructions,

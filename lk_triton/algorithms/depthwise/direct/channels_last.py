@@ -14,7 +14,8 @@ from torch import Tensor
 from ....gpu import Gpu
 from ....ops.problem import ConvProblem, Operands
 from ...base import KernelLaunch, vector_width
-from .cost import ACTIVATION_INSTRUCTIONS, LINE, DirectConfig, LaunchCost, columns, distinct_rows, input_rows, read_rows
+from .config import DirectConfig
+from .cost import ACTIVATION_INSTRUCTIONS, LINE, LaunchCost, columns, distinct_rows, input_rows, read_rows
 
 MAX_VALUES = {1: 194, 2: 330}
 """Most values that a lane holds, by its rows, as ``_values`` counts; kernels above it spill (offline compilation for sm_80 and

@@ -13,34 +13,13 @@ import numpy as np
 
 from ....ops.problem import ConvProblem
 from ...base import image_vector, vector_width
-
-OUTPUTS_PER_LANE = 8
+from .config import OUTPUTS_PER_LANE, DirectConfig
 
 LINE = 128
 """Bytes of an L1 line. L1 is taken to serve one line a clock and SM: an assumption."""
 
 ACTIVATION_INSTRUCTIONS = {None: 0, "relu": 2, "gelu": 32, "silu": 11}
 """Instructions of one output's activation, counted in offline compilations for sm_90."""
-
-
-@dataclass(frozen=True)
-class DirectConfig:
-    """Compile-time choices.
-
-    Attributes:
-        block: lanes of a program, one a thread.
-        rows: output rows of a lane.
-        columns: outputs of a lane in each of them.
-        channels: 0 where lanes lie along the rows of a plane, each for one channel. Else channels_last is read and written:
-            this many lanes lie side by side along the channels, each for a vector of them.
-    """
-
-    block: int
-    num_warps: int
-    rows: int = 1
-    columns: int = OUTPUTS_PER_LANE
-    channels: int = 0
-    num_stages: int = 2
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from ...base import (
 )
 from ...cost.wave import Wave
 from .channels_last import channels_last_configs, channels_last_cost, channels_last_launch, channels_last_macs
-from .cost import LINE, OUTPUTS_PER_LANE, DirectConfig, blocks, columns, input_rows, issued_macs, launch_cost, vectors
+from .config import OUTPUTS_PER_LANE, DirectConfig
+from .cost import LINE, blocks, columns, input_rows, issued_macs, launch_cost, vectors
 
 MAX_COLUMNS = 108
 """Most input columns of a row that a lane uses (101 taps at stride 1): all of them are in registers at once, as float32.

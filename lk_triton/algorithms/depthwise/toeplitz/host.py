@@ -25,9 +25,9 @@ from ...base import (
 from ...cost.dot import Dot, precisions, rate
 from ...cost.wave import Wave
 from ...needs import needs_precision, needs_tensor_cores
+from .config import ToeplitzConfig
 from .cost import (
     WINDOWS,
-    ToeplitzConfig,
     bank_bytes,
     dot_of,
     issued_macs,

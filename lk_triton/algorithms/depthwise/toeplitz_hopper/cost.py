@@ -8,6 +8,7 @@ from math import ceil
 
 from ....ops.problem import ConvProblem
 from ...base import image_vector
+from .config import ToeplitzHopperConfig
 
 IMAGES = 64
 """M: images of a tile block, the rows of one warp group's wgmma."""
@@ -20,41 +21,6 @@ FILL = 4
 
 SECOND_REGISTERS = {256: 240, 128: 200}
 """Of a thread of the second warp group, by outputs of a tile; with others there is none."""
-
-
-@dataclass(frozen=True)
-class ToeplitzHopperConfig:
-    """Compile-time choices.
-
-    Attributes:
-        rows: R, output rows of a tile.
-        columns: WT, output columns of a tile; rows * columns is the GEMM's N.
-        window: Kin as the sum of one or two powers of two.
-        step_rows: input rows of a step, stacked in the product's K.
-        buffers: steps whose input rows are in flight or in use.
-        store: elements of the vectors that outputs are stored in.
-        groups: warp groups: one, or two that take turns.
-        split: programs that share a channel's tile blocks.
-    """
-
-    rows: int
-    columns: int
-    window: tuple[int, int]
-    step_rows: int
-    buffers: int
-    store: int
-    groups: int = 1
-    split: int = 1
-
-    @property
-    def outputs(self) -> int:
-        """Outputs of a tile."""
-        return self.rows * self.columns
-
-    @property
-    def step_k(self) -> int:
-        """K of a step's products together."""
-        return self.step_rows * sum(self.window)
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from ...cost.wave import Wave
 from ...needs import needs_half
 from ..toeplitz.cost import bank_bytes, row_length, window_of
 from ..toeplitz.host import MOST_OVERLAP, OVERLAP, STORE_CLOCKS, pack, why_not_plain
+from .config import ToeplitzHopperConfig
 from .cost import (
     FILL,
     IMAGES,
     SECOND_REGISTERS,
     VECTOR,
-    ToeplitzHopperConfig,
     column_tiles,
     image_blocks,
     issued_macs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
@@ -10,23 +9,7 @@ from ....gpu import Gpu
 from ....ops.problem import FfnProblem
 from ...cost.dot import Dot, kind_of
 from ...dense.base import EPILOGUE_INSTRUCTIONS, pixels
-
-
-@dataclass(frozen=True)
-class ConvffnConfig:
-    """Compile-time choices.
-
-    Attributes:
-        pixels: BP, of a program.
-        step: BH, hidden channels of a step.
-        tma: operands by tensor descriptors.
-    """
-
-    pixels: int
-    step: int
-    num_warps: int
-    num_stages: int
-    tma: bool = False
+from .config import ConvffnConfig
 
 
 def tiles_of(problem: FfnProblem, config: ConvffnConfig) -> int:

@@ -16,8 +16,8 @@ from ...cost.dot import rate
 from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
 from ...needs import needs_half, needs_tensor_cores
+from .config import ConvffnConfig
 from .cost import (
-    ConvffnConfig,
     dots_of,
     instructions,
     issued_macs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
@@ -11,20 +10,7 @@ from ....ops.problem import StemProblem
 from ...base import vector_width
 from ...cost.dot import Dot, kind_of
 from ...dense.base import EPILOGUE_INSTRUCTIONS
-
-
-@dataclass(frozen=True)
-class ConvstemConfig:
-    """Compile-time choices, but for ``rows``.
-
-    Attributes:
-        columns: BP, of a program.
-        rows: of the output, of a strip; two more of the first map are made at its ends.
-    """
-
-    columns: int
-    rows: int
-    num_warps: int
+from .config import ConvstemConfig
 
 
 def padded_channels(problem: StemProblem) -> int:

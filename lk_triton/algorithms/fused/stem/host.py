@@ -15,8 +15,8 @@ from ...cost.dot import rate
 from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm
 from ...needs import needs_half, needs_tensor_cores
+from .config import ConvstemConfig
 from .cost import (
-    ConvstemConfig,
     dots_of,
     instructions,
     issued_macs,
