@@ -14,7 +14,7 @@ import torch
 
 from lk_triton import context
 from lk_triton import gpu as gpus
-from lk_triton.algorithms.base import activation_bytes
+from lk_triton.algorithms.cost.roofline import activation_bytes
 from lk_triton.ops.layout import conform
 from lk_triton.ops.problem import ConvProblem
 from lk_triton.planning.accuracy import Gate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lk_triton.algorithms.base import activation_bytes
+from lk_triton.algorithms.cost.roofline import activation_bytes
 from lk_triton.gpu import Gpu
 from lk_triton.ops.problem import ConvProblem
 

@@ -16,7 +16,7 @@ import lk_triton
 from lk_triton import environment
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.base import Estimate
+from lk_triton.algorithms.cost.roofline import Estimate
 from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
 from lk_triton.algorithms.pair import PairAlgorithm
 from lk_triton.functional import explain_problem

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Convolution, ConvProblem, DenseProblem, Operands
-from .base import Estimate, Versioned
+from .base import Versioned
+from .cost.roofline import Estimate
 from .torch_ import faster_unpacked
 
 ATTRIBUTES = {None: "none", "relu": "none", "gelu": "gelu", "silu": "swish"}

@@ -12,7 +12,8 @@ from .. import gpu as gpus
 from ..gpu import Gpu
 from ..ops.problem import Chain, Convolution, FfnProblem, Operands, StemProblem
 from . import registry
-from .base import Estimate, Versioned, in_turn, with_prepacked
+from .base import Versioned, with_prepacked
+from .cost.roofline import Estimate, in_turn
 
 
 @dataclass(frozen=True)

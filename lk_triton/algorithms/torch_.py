@@ -12,7 +12,8 @@ from torch import Tensor
 from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Chain, Convolution, ConvProblem, DenseProblem, Operands, Problem, convolve
-from .base import MMA_SHARE, Estimate, Versioned, activation_bytes, in_turn, roofline
+from .base import Versioned
+from .cost.roofline import MMA_SHARE, Estimate, activation_bytes, in_turn, roofline
 
 
 @dataclass(frozen=True)

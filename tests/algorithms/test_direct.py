@@ -13,8 +13,9 @@ from numerics import assert_accurate
 
 import lk_triton
 from lk_triton import gpu as gpus
-from lk_triton.algorithms import base, registry
+from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import image_vector, with_prepacked
+from lk_triton.algorithms.cost import roofline
 from lk_triton.algorithms.depthwise.direct.channels_last import channels_last_cost
 from lk_triton.algorithms.depthwise.direct.config import OUTPUTS_PER_LANE, DirectConfig
 from lk_triton.algorithms.depthwise.direct.cost import blocks, launch_cost
@@ -209,7 +210,7 @@ def test_issued_macs_count_every_lane():
 
 
 def test_an_estimate_moves_only_with_its_limiter(monkeypatch):
-    monkeypatch.setattr(base, "LAUNCH_SECONDS", 0.0)
+    monkeypatch.setattr(roofline, "LAUNCH_SECONDS", 0.0)
     facts = {"fma": "fp32_tflops", "smem": "shared_bytes_per_clock", "l2": "l2_gbps", "issue": "issue_per_clock",
              "dram": "dram_gbps"}  # fmt: skip
     limiters = set()

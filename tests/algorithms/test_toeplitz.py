@@ -11,8 +11,9 @@ import torch
 from numerics import assert_accurate
 
 from lk_triton import gpu as gpus
-from lk_triton.algorithms import base, registry
+from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import vector_width
+from lk_triton.algorithms.cost import roofline
 from lk_triton.algorithms.depthwise.toeplitz.config import ToeplitzConfig
 from lk_triton.algorithms.depthwise.toeplitz.cost import (
     bank_bytes,
@@ -114,7 +115,7 @@ def test_counted_work_is_what_the_kernel_does(recorded):
 def test_an_estimate_moves_only_with_its_limiter(name, expected, monkeypatch):
     """Halving one device fact slows exactly the configs that it limits, or that it limits once halved. The launch, which is
     added to all, is taken out."""
-    monkeypatch.setattr(base, "LAUNCH_SECONDS", 0.0)
+    monkeypatch.setattr(roofline, "LAUNCH_SECONDS", 0.0)
     target = gpus.TABLE[name]
     facts = {"mma": "mma_half_tflops", "smem": "shared_bytes_per_clock", "l2": "l2_gbps", "issue": "issue_per_clock",
              "dram": "dram_gbps"}  # fmt: skip

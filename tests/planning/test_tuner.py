@@ -18,7 +18,8 @@ from torch import Tensor
 import lk_triton
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.base import Estimate, TritonAlgorithm
+from lk_triton.algorithms.base import TritonAlgorithm
+from lk_triton.algorithms.cost.roofline import Estimate
 from lk_triton.algorithms.torch_ import TorchAlgorithm
 from lk_triton.gpu import Gpu
 from lk_triton.ops.layout import layout_of

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ...gpu import Gpu
 from ...ops.problem import Problem
-from ..base import MMA_SHARE
+from .roofline import MMA_SHARE
 
 SHORT_SHARE = {"wgmma": 0.6, "tcgen05": 0.3}
 """Rate of mma.sync, which short operands get, over that of the family's own instructions: assumed. 0.3 is the same number of

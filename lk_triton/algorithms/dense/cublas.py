@@ -12,7 +12,8 @@ from torch import Tensor
 from ...gpu import Gpu
 from ...ops import layout
 from ...ops.problem import DenseProblem, Epilogue, Operands
-from ..base import LAUNCH_SECONDS, MMA_SHARE, Estimate, KernelLaunch, activation_bytes, dense_operands, planar, roofline
+from ..base import KernelLaunch, dense_operands, planar
+from ..cost.roofline import LAUNCH_SECONDS, MMA_SHARE, Estimate, activation_bytes, roofline
 from ..needs import needs_pointwise
 from .base import DenseAlgorithm, pixels, row_arguments, weight_bytes
 
@@ -71,9 +72,7 @@ class CublasAlgorithm(DenseAlgorithm):
         changes_order = problem.out_layout != problem.layout
         return super().launches(problem, config) + (has_epilogue(problem) or changes_order)
 
-    def kernel_launch(
-        self, problem: DenseProblem, config: CublasConfig, operands: Operands, out: Tensor
-    ) -> KernelLaunch:
+    def kernel_launch(self, problem: DenseProblem, config: CublasConfig, operands: Operands, out: Tensor) -> KernelLaunch:
         """The epilogue's launch; ``x`` is the product, which it may overwrite (``out`` is ``x``)."""
         from ..shared.epilogue import epilogue_kernel
 

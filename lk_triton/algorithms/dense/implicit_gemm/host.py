@@ -12,8 +12,9 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops.problem import DenseProblem, Operands
-from ...base import Estimate, KernelLaunch, activation_bytes, roofline
+from ...base import KernelLaunch
 from ...cost.dot import Dot, kind_of, precisions, rate
+from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...needs import needs_precision, needs_tensor_cores
 from ..base import DenseAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes

@@ -12,8 +12,9 @@ from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import DenseProblem, Operands
-from ...base import Estimate, KernelLaunch, activation_bytes, roofline
+from ...base import KernelLaunch
 from ...cost.dot import precisions, rate
+from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...needs import needs_pointwise, needs_precision, needs_tensor_cores
 from ..base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned, weight_bytes
@@ -121,9 +122,7 @@ class PointwiseAlgorithm(DenseAlgorithm):
         """Those of all dots."""
         return issued_macs(problem, config)
 
-    def kernel_launch(
-        self, problem: DenseProblem, config: PointwiseConfig, operands: Operands, out: Tensor
-    ) -> KernelLaunch:
+    def kernel_launch(self, problem: DenseProblem, config: PointwiseConfig, operands: Operands, out: Tensor) -> KernelLaunch:
         """One program a tile, or with TMA as many as the device holds at once."""
         from .kernel import pointwise_kernel
 

@@ -12,15 +12,8 @@ from torch import Tensor
 from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import ConvProblem, Operands
-from ...base import (
-    Estimate,
-    KernelLaunch,
-    TritonAlgorithm,
-    activation_bytes,
-    image_vector,
-    plane_arguments,
-    roofline,
-)
+from ...base import KernelLaunch, TritonAlgorithm, image_vector, plane_arguments
+from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from .channels_last import channels_last_configs, channels_last_cost, channels_last_launch, channels_last_macs
 from .config import OUTPUTS_PER_LANE, DirectConfig
@@ -129,9 +122,7 @@ class DirectAlgorithm(TritonAlgorithm):
         self.submit(problem, config, given, out)
         return out
 
-    def kernel_launch(
-        self, problem: ConvProblem, config: DirectConfig, operands: Operands, out: Tensor
-    ) -> KernelLaunch:
+    def kernel_launch(self, problem: ConvProblem, config: DirectConfig, operands: Operands, out: Tensor) -> KernelLaunch:
         """Of planes, or of channels_last images as they are."""
         launch = channels_last_launch if config.channels else _planes_launch
         return launch(problem, config, operands, out)

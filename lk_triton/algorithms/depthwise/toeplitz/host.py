@@ -13,16 +13,9 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops.problem import ConvProblem, Operands
-from ...base import (
-    Estimate,
-    KernelLaunch,
-    TritonAlgorithm,
-    activation_bytes,
-    image_vector,
-    plane_arguments,
-    roofline,
-)
+from ...base import KernelLaunch, TritonAlgorithm, image_vector, plane_arguments
 from ...cost.dot import Dot, precisions, rate
+from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...needs import needs_precision, needs_tensor_cores
 from .config import ToeplitzConfig
@@ -151,9 +144,7 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         """weight (C, 1, KH, KW) -> bank (C, KH, V, L)."""
         return pack(weight, config.vector)
 
-    def kernel_launch(
-        self, problem: ConvProblem, config: ToeplitzConfig, operands: Operands, out: Tensor
-    ) -> KernelLaunch:
+    def kernel_launch(self, problem: ConvProblem, config: ToeplitzConfig, operands: Operands, out: Tensor) -> KernelLaunch:
         """One program per (channel, column tile, block of tiles)."""
         from .kernel import toeplitz_kernel
 

@@ -13,17 +13,9 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops.problem import ConvProblem, Operands
-from ...base import (
-    Estimate,
-    KernelLaunch,
-    TritonAlgorithm,
-    activation_bytes,
-    image_vector,
-    plane_arguments,
-    roofline,
-    vector_width,
-)
+from ...base import KernelLaunch, TritonAlgorithm, image_vector, plane_arguments, vector_width
 from ...cost.dot import Dot, rate
+from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...needs import needs_half
 from ..toeplitz.cost import bank_bytes, row_length, window_of

@@ -11,8 +11,9 @@ from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops import layout
 from ....ops.problem import FfnProblem, Operands
-from ...base import Estimate, KernelLaunch, activation_bytes, roofline
+from ...base import KernelLaunch
 from ...cost.dot import rate
+from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
 from ...needs import needs_half, needs_tensor_cores
@@ -105,9 +106,7 @@ class ConvffnAlgorithm(DenseAlgorithm):
         """Those of all dots."""
         return issued_macs(problem, config)
 
-    def kernel_launch(
-        self, problem: FfnProblem, config: ConvffnConfig, operands: Operands, out: Tensor
-    ) -> KernelLaunch:
+    def kernel_launch(self, problem: FfnProblem, config: ConvffnConfig, operands: Operands, out: Tensor) -> KernelLaunch:
         """One program a tile of pixels."""
         from .kernel import convffn_kernel
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from .... import gpu as gpus
 from ....gpu import Gpu
 from ....ops.problem import Operands, StemProblem
-from ...base import Estimate, KernelLaunch, activation_bytes, roofline, vector_width
+from ...base import KernelLaunch, vector_width
 from ...cost.dot import rate
+from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...dense.base import DenseAlgorithm
 from ...needs import needs_half, needs_tensor_cores
@@ -106,9 +107,7 @@ class ConvstemAlgorithm(DenseAlgorithm):
         rows = tiles_of(problem, config) * (config.rows + 2)
         return issued_macs(problem, config) + rows * 9 * padded_channels(problem) * config.columns
 
-    def kernel_launch(
-        self, problem: StemProblem, config: ConvstemConfig, operands: Operands, out: Tensor
-    ) -> KernelLaunch:
+    def kernel_launch(self, problem: StemProblem, config: ConvstemConfig, operands: Operands, out: Tensor) -> KernelLaunch:
         """One program a tile of columns."""
         from .kernel import convstem_kernel
 

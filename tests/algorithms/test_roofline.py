@@ -8,7 +8,7 @@ import pytest
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.base import LAUNCH_SECONDS, conversions, roofline
+from lk_triton.algorithms.cost.roofline import LAUNCH_SECONDS, conversions, roofline
 from lk_triton.ops.problem import ConvProblem, Epilogue
 
 H100 = gpus.TABLE["h100"]
