@@ -155,6 +155,19 @@ class Versioned:
         return None
 
 
+class WithoutChoices(Versioned):
+    """One config, and no kernel of ours: how a library computes is its own affair."""
+
+    config_type: type[Any]
+
+    def configs(self, problem: Any, gpu: Gpu) -> list[Any]:
+        return [self.config_type()]
+
+    def issued_macs(self, problem: Any, config: Any) -> int:
+        """The nominal ones."""
+        return problem.nominal_macs
+
+
 def with_prepacked(algorithm: Algorithm, problem: Problem, config: Config, operands: Operands) -> Operands:
     """``operands`` as ``algorithm.launch`` takes them: with the weight in the format that ``config`` reads."""
     if algorithm.weight_format(config) is None:

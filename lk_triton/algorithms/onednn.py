@@ -20,7 +20,7 @@ from torch import Tensor
 from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Convolution, ConvProblem, DenseProblem, Operands
-from .base import Versioned
+from .base import WithoutChoices
 from .cost.roofline import Estimate
 from .torch_ import faster_unpacked
 
@@ -40,7 +40,7 @@ class OnednnConfig:
     """No choices."""
 
 
-class OnednnAlgorithm(Versioned):
+class OnednnAlgorithm(WithoutChoices):
     """Convolutions on a CPU."""
 
     name = "onednn"
@@ -49,7 +49,6 @@ class OnednnAlgorithm(Versioned):
     problems: tuple[type[Any], ...] = (ConvProblem, DenseProblem)
 
     def why_not(self, problem: Convolution, gpu: Gpu) -> str | None:
-        """None, or why not."""
         if gpu.backend != "cpu":
             return f"it runs on CPUs, got {gpu.name}"
         if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
@@ -68,17 +67,9 @@ class OnednnAlgorithm(Versioned):
         """By torch, which packs nothing and converts nothing."""
         return "torch was measured to be faster at such sizes in this layout" if faster_unpacked(problem) else None
 
-    def configs(self, problem: Convolution, gpu: Gpu) -> list[OnednnConfig]:
-        """One."""
-        return [OnednnConfig()]
-
     def estimate(self, problem: Convolution, config: OnednnConfig, gpu: Gpu) -> Estimate:
         """No time is predicted: beside it there is torch alone, and ``beaten`` says which of the two is faster."""
         return Estimate(0.0, "issue")
-
-    def issued_macs(self, problem: Convolution, config: OnednnConfig) -> int:
-        """The nominal ones."""
-        return problem.nominal_macs
 
     def prepacked_bytes(self, problem: Convolution, config: OnednnConfig) -> int:
         """A second copy of the weight."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import Chain, Convolution, ConvProblem, DenseProblem, Operands, Problem, convolve
-from .base import Versioned
+from .base import WithoutChoices
 from .cost.roofline import MMA_SHARE, Estimate, activation_bytes, in_turn, roofline
 
 
@@ -21,7 +21,7 @@ class TorchConfig:
     """No choices."""
 
 
-class TorchAlgorithm(Versioned):
+class TorchAlgorithm(WithoutChoices):
     """``F.conv2d`` and the epilogue as separate torch operations."""
 
     name = "torch"
@@ -33,10 +33,6 @@ class TorchAlgorithm(Versioned):
         """Serves every problem."""
         return None
 
-    def configs(self, problem: Problem, gpu: Gpu) -> list[TorchConfig]:
-        """One."""
-        return [TorchConfig()]
-
     def estimate(self, problem: Problem, config: TorchConfig, gpu: Gpu) -> Estimate:
         """Depthwise: FMA units at a tenth of their peak (RepLKNet, Table 1: torch reaches 11 % at 31x31), or DRAM. Dense:
         the matrix units' usual share of their peak. Several layers: one after the other."""
@@ -46,10 +42,6 @@ class TorchAlgorithm(Versioned):
         rate = MMA_SHARE * gpu.mma_half_tflops if dense else 0.1 * gpu.fp32_tflops
         fma = 2 * problem.nominal_macs / (max(rate, 0.01) * 1e12)
         return roofline(problem, gpu, (), fma=fma, dram=activation_bytes(problem) / (gpu.dram_gbps * 1e9))
-
-    def issued_macs(self, problem: Problem, config: TorchConfig) -> int:
-        """The nominal ones: what runs is torch's affair."""
-        return problem.nominal_macs
 
     def launch(self, problem: Problem, config: TorchConfig, operands: Operands) -> Tensor:
         """On a CPU a convolution runs in channels_last, where oneDNN is about 30 times faster at 31x31, or in the layout

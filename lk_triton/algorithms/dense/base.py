@@ -15,8 +15,8 @@ EPILOGUE_INSTRUCTIONS = {None: 6, "relu": 8, "gelu": 18, "silu": 17}
 """Of one warp for 32 outputs, store and layout change included; counted in offline compilations of ``pointwise`` for sm_90."""
 
 
-class DenseAlgorithm(TritonAlgorithm):
-    """Dense convolutions; reads the weight as it is."""
+class PixelMatrixAlgorithm(TritonAlgorithm):
+    """Products of matrices whose columns are the pixels of a batch: dense convolutions, and what is fused of them."""
 
     problems = (DenseProblem,)
 

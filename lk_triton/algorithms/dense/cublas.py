@@ -12,10 +12,10 @@ from torch import Tensor
 from ...gpu import Gpu
 from ...ops import layout
 from ...ops.problem import DenseProblem, Epilogue, Operands
-from ..base import KernelLaunch, dense_operands, planar
+from ..base import KernelLaunch, WithoutChoices, dense_operands, planar
 from ..cost.roofline import LAUNCH_SECONDS, MMA_SHARE, Estimate, activation_bytes, roofline
 from ..needs import needs_pointwise
-from .base import DenseAlgorithm, pixels, row_arguments, weight_bytes
+from .base import PixelMatrixAlgorithm, pixels, row_arguments, weight_bytes
 
 BLOCK = 1024
 """Pixels of a program of the epilogue."""
@@ -26,7 +26,7 @@ class CublasConfig:
     """No choices: cuBLAS makes them."""
 
 
-class CublasAlgorithm(DenseAlgorithm):
+class CublasAlgorithm(WithoutChoices, PixelMatrixAlgorithm):
     """1x1 convolutions whose pixels are rows: channel-major memory, or any planes image by image."""
 
     name = "cublas"
@@ -44,10 +44,6 @@ class CublasAlgorithm(DenseAlgorithm):
             return f"torch's products are {other}, not {wanted}: set torch.backends.cuda.matmul.fp32_precision = {wanted!r}"
         return None
 
-    def configs(self, problem: DenseProblem, gpu: Gpu) -> list[CublasConfig]:
-        """One."""
-        return [CublasConfig()]
-
     def estimate(self, problem: DenseProblem, config: CublasConfig, gpu: Gpu) -> Estimate:
         """The product at the MMA peak's usual share or DRAM, and the epilogue at DRAM, one after the other."""
         bandwidth = gpu.dram_gbps * 1e9
@@ -62,10 +58,6 @@ class CublasAlgorithm(DenseAlgorithm):
         )
         passes = outputs * (3 if problem.epilogue.residual else 2) / bandwidth + LAUNCH_SECONDS
         return Estimate(product.seconds + (passes if has_epilogue(problem) else 0), product.limiter)
-
-    def issued_macs(self, problem: DenseProblem, config: CublasConfig) -> int:
-        """The nominal ones: what runs is cuBLAS's affair."""
-        return problem.nominal_macs
 
     def launches(self, problem: DenseProblem, config: CublasConfig) -> int:
         """The product, and the epilogue where there is any."""

@@ -17,7 +17,7 @@ from ...cost.dot import Dot, kind_of, precisions, rate
 from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...needs import needs_precision, needs_tensor_cores
-from ..base import DenseAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes
+from ..base import PixelMatrixAlgorithm, epilogue_instructions, pixels, row_arguments, weight_bytes
 
 MOST_TAPS = 256
 """More than these do not fit one product; the layers behind the first have them."""
@@ -40,7 +40,7 @@ class ImplicitGemmConfig:
     precision: str = "ieee"
 
 
-class ImplicitGemmAlgorithm(DenseAlgorithm):
+class ImplicitGemmAlgorithm(PixelMatrixAlgorithm):
     """Dense convolutions of at most 256 taps (input channels times kernel), any stride and padding."""
 
     name = "implicit_gemm"
@@ -92,7 +92,6 @@ class ImplicitGemmAlgorithm(DenseAlgorithm):
         )
 
     def issued_macs(self, problem: DenseProblem, config: ImplicitGemmConfig) -> int:
-        """Those of all dots."""
         return issued_macs(problem, config)
 
     def kernel_launch(

@@ -17,7 +17,15 @@ from ...cost.dot import precisions, rate
 from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
 from ...needs import needs_pointwise, needs_precision, needs_tensor_cores
-from ..base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned, weight_bytes
+from ..base import (
+    PixelMatrixAlgorithm,
+    describable,
+    epilogue_instructions,
+    pixels,
+    row_arguments,
+    rows_are_aligned,
+    weight_bytes,
+)
 from .config import PointwiseConfig
 from .cost import (
     dot_of,
@@ -55,7 +63,7 @@ MAX_REGISTERS = 256
 """As ``registers`` counts; kernels above it spill (offline compilation for sm_80 and sm_90)."""
 
 
-class PointwiseAlgorithm(DenseAlgorithm):
+class PointwiseAlgorithm(PixelMatrixAlgorithm):
     """1x1 convolutions of any sizes."""
 
     name = "pointwise"
@@ -119,7 +127,6 @@ class PointwiseAlgorithm(DenseAlgorithm):
         )
 
     def issued_macs(self, problem: DenseProblem, config: PointwiseConfig) -> int:
-        """Those of all dots."""
         return issued_macs(problem, config)
 
     def kernel_launch(self, problem: DenseProblem, config: PointwiseConfig, operands: Operands, out: Tensor) -> KernelLaunch:

@@ -129,7 +129,6 @@ class ToeplitzAlgorithm(TritonAlgorithm):
         )
 
     def issued_macs(self, problem: ConvProblem, config: ToeplitzConfig) -> int:
-        """Those of all dots."""
         return issued_macs(problem, config)
 
     def prepacked_bytes(self, problem: ConvProblem, config: ToeplitzConfig) -> int:

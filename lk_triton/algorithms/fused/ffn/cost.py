@@ -13,7 +13,7 @@ from .config import ConvffnConfig
 
 
 def tiles_of(problem: FfnProblem, config: ConvffnConfig) -> int:
-    """Programs."""
+    """Programs of a launch."""
     return ceil(pixels(problem) / config.pixels)
 
 

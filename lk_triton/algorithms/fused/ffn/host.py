@@ -15,7 +15,7 @@ from ...base import KernelLaunch
 from ...cost.dot import rate
 from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
-from ...dense.base import DenseAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
+from ...dense.base import PixelMatrixAlgorithm, describable, epilogue_instructions, pixels, row_arguments, rows_are_aligned
 from ...needs import needs_half, needs_tensor_cores
 from .config import ConvffnConfig
 from .cost import (
@@ -43,7 +43,7 @@ MAX_REGISTERS = 240
 """As ``registers`` counts; kernels above it spill (offline compilation for sm_80)."""
 
 
-class ConvffnAlgorithm(DenseAlgorithm):
+class ConvffnAlgorithm(PixelMatrixAlgorithm):
     """ConvFFNs of 64, 128 or 256 channels in 16-bit types; reads the weights as they are."""
 
     name = "convffn"
@@ -52,7 +52,7 @@ class ConvffnAlgorithm(DenseAlgorithm):
     problems = (FfnProblem,)
 
     def channel_tile(self, problem: FfnProblem, config: ConvffnConfig) -> int:
-        """All."""
+        """A program computes all channels."""
         return problem.c
 
     def why_not(self, problem: FfnProblem, gpu: Gpu) -> str | None:
@@ -103,7 +103,6 @@ class ConvffnAlgorithm(DenseAlgorithm):
         )
 
     def issued_macs(self, problem: FfnProblem, config: ConvffnConfig) -> int:
-        """Those of all dots."""
         return issued_macs(problem, config)
 
     def kernel_launch(self, problem: FfnProblem, config: ConvffnConfig, operands: Operands, out: Tensor) -> KernelLaunch:

@@ -29,7 +29,7 @@ def strips_of(problem: StemProblem, config: ConvstemConfig) -> int:
 
 
 def tiles_of(problem: StemProblem, config: ConvstemConfig) -> int:
-    """Programs."""
+    """Programs of a launch."""
     return ceil(problem.n * strips_of(problem, config) * problem.ow / config.columns)
 
 

@@ -14,7 +14,7 @@ from ...base import KernelLaunch, vector_width
 from ...cost.dot import rate
 from ...cost.roofline import Estimate, activation_bytes, roofline
 from ...cost.wave import Wave
-from ...dense.base import DenseAlgorithm
+from ...dense.base import PixelMatrixAlgorithm
 from ...needs import needs_half, needs_tensor_cores
 from .config import ConvstemConfig
 from .cost import (
@@ -45,7 +45,7 @@ MAX_REGISTERS = {"tcgen05": 215}
 """As ``registers`` counts, elsewhere 247; kernels above it spill (offline compilation for sm_80, sm_90 and sm_100)."""
 
 
-class ConvstemAlgorithm(DenseAlgorithm):
+class ConvstemAlgorithm(PixelMatrixAlgorithm):
     """Stems of up to 256 channels in 16-bit types; reads the weights as they are."""
 
     name = "convstem"
@@ -54,7 +54,7 @@ class ConvstemAlgorithm(DenseAlgorithm):
     problems = (StemProblem,)
 
     def channel_tile(self, problem: StemProblem, config: ConvstemConfig) -> int:
-        """All."""
+        """A program computes all channels."""
         return problem.channels
 
     def why_not(self, problem: StemProblem, gpu: Gpu) -> str | None:
