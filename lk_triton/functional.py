@@ -11,14 +11,10 @@ from torch import Tensor, nn
 
 from . import gpu as gpus
 from .algorithms import registry
-from .ops import dense as library_dense
-from .ops import ffn as library_ffn
-from .ops import registration as library
-from .ops import stem as library_stem
-from .ops import transforms
-from .ops.problem import KINDS, ConvProblem, DenseProblem, Epilogue, Problem, activate, operands_of
+from .ops import library
+from .ops.problem import KINDS, Problem, operands_of
+from .ops.registration import check_gradients, needs_grad
 from .ops.tracing import problems_of
-from .ops.validation import check_dense, check_depthwise, check_ffn, check_stem
 from .planning import agenda, tuner
 from .planning.plan import Plan, at_least_one_image, plan, why_not_auto
 
@@ -61,40 +57,10 @@ def depthwise_conv2d(
         TypeError: unsupported or mixed dtypes (outside autocast).
         ValueError: wrong rank, shape, device or option; or a forced algorithm that cannot serve (the text says why).
     """
-    return dispatch(x, weight, bias, residual, activation, padding, stride, dilation, precision, algorithm)
-
-
-def dispatch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    padding: str | int | Sequence[int],
-    stride: int | Sequence[int],
-    dilation: int | Sequence[int],
-    precision: str | None,
-    algorithm: str = "auto",
-    bank: Tensor | None = None,
-    bank_format: str | None = None,
-) -> Tensor:
-    """``depthwise_conv2d`` with packed weights, for modules that hold them. Not public."""
-    stride, padding, dilation = check_depthwise(x, weight, bias, residual, activation, padding, stride, dilation, precision)
-    if algorithm != "auto":
-        registry.get(algorithm)
-    if transforms.active(x, weight, bias, residual, algorithm=algorithm):
-        (n, c, h, w), (out_channels, _, kh, kw) = x.shape, weight.shape
-        epilogue = Epilogue(bias is not None, activation, residual is not None)
-        problem = ConvProblem(n, c, h, w, kh, kw, stride, padding, dilation, out_channels // c, epilogue=epilogue)
-        return transforms.compute(problem, operands_of(x=x, weight=weight, bias=bias, residual=residual))
-    if not _needs_grad(x, weight, bias, residual):
-        return library.op(
-            x, weight, bias, residual, bank, stride, padding, dilation, activation, precision, algorithm, bank_format
-        )
-    _check_gradients(algorithm)
-    y = library.op(x, weight, bias, None, None, stride, padding, dilation, None, precision, "torch", None)
-    y = activate(y, activation)
-    return y if residual is None else y + residual.to(y.dtype)
+    return library.depthwise_conv2d(
+        x=x, weight=weight, bias=bias, residual=residual, activation=activation, padding=padding, stride=stride,
+        dilation=dilation, precision=precision, algorithm=algorithm,
+    )  # fmt: skip
 
 
 def pointwise_conv2d(
@@ -129,7 +95,9 @@ def pointwise_conv2d(
     """
     if isinstance(weight, Tensor) and weight.dim() == 4 and tuple(weight.shape[2:]) != (1, 1):
         raise ValueError(f"a 1x1 weight must be (Cout, Cin, 1, 1), got shape {tuple(weight.shape)}: use dense_conv2d")
-    return dispatch_dense(x, weight, bias, residual, activation, 1, 0, precision, None, algorithm)
+    return dense_conv2d(
+        x, weight, bias, activation=activation, residual=residual, precision=precision, algorithm=algorithm
+    )
 
 
 def dense_conv2d(
@@ -160,40 +128,10 @@ def dense_conv2d(
     Raises:
         What ``pointwise_conv2d`` raises.
     """
-    return dispatch_dense(x, weight, bias, residual, activation, stride, padding, precision, out_layout, algorithm)
-
-
-def dispatch_dense(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    precision: str | None,
-    out_layout: str | None = None,
-    algorithm: str = "auto",
-    bank: Tensor | None = None,
-    bank_format: str | None = None,
-) -> Tensor:
-    """``dense_conv2d`` with packed weights, for modules that hold them. Not public."""
-    stride, padding = check_dense(x, weight, bias, residual, activation, stride, padding, precision, out_layout)
-    if algorithm != "auto":
-        registry.get(algorithm)
-    if transforms.active(x, weight, bias, residual, algorithm=algorithm):
-        (n, c, h, w), (out_channels, _, kh, kw) = x.shape, weight.shape
-        epilogue = Epilogue(bias is not None, activation, residual is not None)
-        problem = DenseProblem(n, c, h, w, out_channels, kh, kw, stride, padding, epilogue=epilogue)
-        return transforms.compute(problem, operands_of(x=x, weight=weight, bias=bias, residual=residual))
-    if not _needs_grad(x, weight, bias, residual):
-        return library_dense.op(
-            x, weight, bias, residual, bank, stride, padding, activation, precision, out_layout, algorithm, bank_format
-        )
-    _check_gradients(algorithm)
-    y = library_dense.op(x, weight, bias, None, None, stride, padding, None, precision, out_layout, "torch", None)
-    y = activate(y, activation)
-    return y if residual is None else y + residual.to(y.dtype)
+    return library.dense_conv2d(
+        x=x, weight=weight, bias=bias, residual=residual, activation=activation, stride=stride, padding=padding,
+        precision=precision, out_layout=out_layout, algorithm=algorithm,
+    )  # fmt: skip
 
 
 def conv_ffn(
@@ -225,15 +163,10 @@ def conv_ffn(
     Raises:
         What ``pointwise_conv2d`` raises.
     """
-    check_ffn(x, w1, b1, w2, b2, residual, activation, precision, out_layout)
-    if algorithm != "auto":
-        registry.get(algorithm)
-    differentiated = transforms.active(x, w1, b1, w2, b2, residual, algorithm=algorithm)
-    if not differentiated and not _needs_grad(x, w1, b1, w2, b2, residual):
-        return library_ffn.op(x, w1, b1, w2, b2, residual, activation, precision, out_layout, algorithm)
-    _check_gradients(algorithm)
-    hidden = dispatch_dense(x, w1, b1, None, activation, 1, 0, precision)
-    return dispatch_dense(hidden, w2, b2, residual, None, 1, 0, precision, out_layout)
+    return library.conv_ffn(
+        x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual, activation=activation, precision=precision,
+        out_layout=out_layout, algorithm=algorithm,
+    )  # fmt: skip
 
 
 def conv_stem(
@@ -269,28 +202,10 @@ def conv_stem(
     Raises:
         What ``pointwise_conv2d`` raises.
     """
-    check_stem(x, (w1, w2, w3), (b1, b2, b3), activation, precision, out_layout)
-    if algorithm != "auto":
-        registry.get(algorithm)
-    differentiated = transforms.active(x, w1, b1, w2, b2, w3, b3, algorithm=algorithm)
-    if not differentiated and not _needs_grad(x, w1, b1, w2, b2, w3, b3):
-        return library_stem.op(x, w1, b1, w2, b2, w3, b3, activation, precision, out_layout, algorithm)
-    _check_gradients(algorithm)
-    y = dispatch_dense(x, w1, b1, None, activation, 2, 1, precision, out_layout)
-    y = dispatch(y, w2, b2, None, activation, 1, 1, 1, None)
-    return dispatch_dense(y, w3, b3, None, activation, 1, 0, precision, out_layout)
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _check_gradients(algorithm: str) -> None:
-    if algorithm not in ("auto", "torch"):
-        raise ValueError(
-            f"algorithm={algorithm!r} has no gradients yet: use algorithm='auto' (which takes torch where a gradient "
-            "is needed), or call it under torch.no_grad() or torch.inference_mode()"
-        )
+    return library.conv_stem(
+        x=x, w1=w1, b1=b1, w2=w2, b2=b2, w3=w3, b3=b3, activation=activation, precision=precision, out_layout=out_layout,
+        algorithm=algorithm,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -340,13 +255,12 @@ def explain(
     Raises:
         What ``depthwise_conv2d`` raises.
     """
-    stride, padding, dilation = check_depthwise(x, weight, bias, residual, activation, padding, stride, dilation, precision)
-    problem = library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
-    dtype = library.autocast_dtype(x)
-    if dtype is not None:
-        problem = replace(problem, dtype=str(dtype).removeprefix("torch."), precision=None)
-    needs_grad = _needs_grad(x, weight, bias, residual)
-    return explain_problem(problem, gpus.of(x.device), algorithm, needs_grad)
+    problem = library.depthwise_conv2d.posed(
+        x=x, weight=weight, bias=bias, residual=residual, activation=activation, padding=padding, stride=stride,
+        dilation=dilation, precision=precision,
+    )  # fmt: skip
+    differentiated = needs_grad(operands_of(x=x, weight=weight, bias=bias, residual=residual))
+    return explain_problem(problem, gpus.of(x.device), algorithm, differentiated)
 
 
 def explain_problem(
@@ -354,7 +268,7 @@ def explain_problem(
 ) -> Explanation:
     """``explain`` for a problem on a device that need not be here (``device.for_arch``)."""
     if needs_grad:
-        _check_gradients(algorithm)
+        check_gradients(algorithm)
     posed = at_least_one_image(problem)
     verdicts: dict[str, str | float] = {}
     for name, candidate in registry.meant_for(problem).items():

@@ -55,7 +55,7 @@ MUTANTS = {
         "tests/planning/test_tuner.py::test_one_slow_round_does_not_change_the_figure", 2,
     ),
     "neighbours of another dilation": Mutant(
-        "lk_triton/ops/problem.py", '= ("n", "c", "h", "w")', '= ("n", "c", "h", "w", "dilation")',
+        "lk_triton/ops/depthwise.py", '= ("n", "c", "h", "w")', '= ("n", "c", "h", "w", "dilation")',
         "tests/planning/test_sources.py::test_only_sizes_differ_between_neighbours",
     ),
     "expanded channels as rows of their own": Mutant(

@@ -12,8 +12,8 @@ from serving import call
 from torch.utils.flop_counter import FlopCounterMode
 
 from lk_triton.models import RepLKNet, published_form
-from lk_triton.ops import flops
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.ops.registration import OPS
 from lk_triton.planning.accuracy import draw
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
@@ -42,7 +42,7 @@ def test_every_op_counts_its_multiply_adds() -> None:
         assert list(by_op.values()) == [2 * posed.nominal_macs]
         seen |= by_op.keys()
     registered = {getattr(torch.ops.lk_triton, name) for name in dir(torch.ops.lk_triton) if not name.startswith("_")}
-    assert seen == set(flops.FORMULAS)
+    assert seen == {op.overloadpacket for op in OPS}
     assert seen >= {op for op in registered if isinstance(op, torch._ops.OpOverloadPacket)}
 
 

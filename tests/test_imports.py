@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    ("_moved", "environment", "log", "files", "gpu", "context", "reparam", "ops.problem", "ops.layout"),
+    ("_moved", "environment", "log", "files", "gpu", "context", "reparam", "ops.base", "ops.depthwise", "ops.dense", "ops.ffn",
+     "ops.stem", "ops.problem", "ops.layout"),
     ("algorithms",),
     ("planning",),
     ("ops",),

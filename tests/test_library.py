@@ -14,8 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import lk_triton
 from lk_triton.algorithms.base import KernelLaunch
 from lk_triton.nn import DepthwiseConv2d
-from lk_triton.ops import layout
-from lk_triton.ops import registration as library
+from lk_triton.ops import depthwise, layout
 from lk_triton.ops.problem import ConvProblem
 
 op = torch.ops.lk_triton.depthwise_conv2d.default
@@ -265,7 +264,10 @@ def test_export_unprepared() -> None:
 
 def test_options_reach_the_problem() -> None:
     x, weight = torch.randn(2, 3, 9, 8), torch.randn(6, 1, 5, 3)
-    problem = library.problem_of(x, weight, None, x, (2, 1), (0, 1), (1, 2), "relu", "ieee")
+    problem = depthwise.problem_of(
+        x=x, weight=weight, bias=None, residual=x, stride=(2, 1), padding=(0, 1), dilation=(1, 2), activation="relu",
+        precision="ieee",
+    )  # fmt: skip
     assert (problem.n, problem.c, problem.h, problem.w, problem.kh, problem.kw) == (2, 3, 9, 8, 5, 3)
     assert (problem.stride, problem.padding, problem.dilation, problem.multiplier) == ((2, 1), (0, 1), (1, 2), 2)
     assert (problem.dtype, problem.layout, problem.precision) == ("float32", "nchw", "ieee")

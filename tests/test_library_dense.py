@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lk_triton import dense_conv2d, pointwise_conv2d
 from lk_triton.models import RepLKNet
-from lk_triton.ops import layout
-from lk_triton.ops.dense import op
+from lk_triton.ops import layout, library
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_interpreter")
 LAYOUTS = ("nchw", "channel_major", "channels_last")
@@ -30,7 +29,7 @@ def arguments(order: str, kernel: int, out_layout: str | None = None, grad: bool
 @pytest.mark.parametrize(("kernel", "out_layout"), [(1, None), (1, "nchw"), (3, "channel_major")])
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "grad"])
 def test_opcheck(order: str, kernel: int, out_layout: str | None, grad: bool) -> None:
-    results = torch.library.opcheck(op, arguments(order, kernel, out_layout, grad))
+    results = torch.library.opcheck(library.dense_conv2d.op, arguments(order, kernel, out_layout, grad))
     assert set(results.values()) == {"SUCCESS"}
 
 
@@ -39,8 +38,8 @@ def test_opcheck(order: str, kernel: int, out_layout: str | None, grad: bool) ->
 def test_fake_strides_are_the_real_ones(order: str, out_layout: str | None) -> None:
     args = arguments(order, 3, out_layout)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
-    assert fake.stride() == op(*args).stride() == layout.strides((2, 4, 3, 3), out_layout or order)
+        fake = library.dense_conv2d.op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
+    assert fake.stride() == library.dense_conv2d.op(*args).stride() == layout.strides((2, 4, 3, 3), out_layout or order)
 
 
 def test_gradients_and_autocast() -> None:

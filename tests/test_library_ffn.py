@@ -15,8 +15,7 @@ from lk_triton import gpu as gpus
 from lk_triton.functional import explain_problem
 from lk_triton.models import create_model
 from lk_triton.models.blocks import ConvFFN
-from lk_triton.ops import layout
-from lk_triton.ops.ffn import op
+from lk_triton.ops import layout, library
 from lk_triton.ops.problem import FfnProblem
 from lk_triton.ops.tracing import Recorder, problems_of
 from lk_triton.planning import tuner
@@ -42,9 +41,9 @@ def by_layers(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activat
 def test_opcheck_and_fake_strides(order: str, out_layout: str | None) -> None:
     given = tensors(order)
     arguments: tuple[Any, ...] = (*given, given[0], "gelu", None, out_layout, "auto")
-    results = torch.library.opcheck(op, arguments)
+    results = torch.library.opcheck(library.conv_ffn.op, arguments)
     assert set(results.values()) == {"SUCCESS"}
-    assert op(*arguments).stride() == layout.strides((2, 3, 6, 5), out_layout or order)
+    assert library.conv_ffn.op(*arguments).stride() == layout.strides((2, 3, 6, 5), out_layout or order)
 
 
 @pytest.mark.usefixtures("no_interpreter")

@@ -15,10 +15,9 @@ from lk_triton import conv_stem, dense_conv2d, depthwise_conv2d, pointwise_conv2
 from lk_triton import gpu as gpus
 from lk_triton.functional import explain_problem
 from lk_triton.models import RepLKNet, create_model
-from lk_triton.ops import layout
+from lk_triton.ops import layout, library
 from lk_triton.ops.problem import StemProblem
 from lk_triton.ops.registration import no_packing
-from lk_triton.ops.stem import op
 from lk_triton.ops.tracing import Recorder, problems_of
 from lk_triton.planning import tuner
 
@@ -49,9 +48,9 @@ def by_layers(*given: Tensor, activation: str = "relu") -> Tensor:
 @pytest.mark.parametrize("out_layout", [None, "nchw", "channel_major"])
 def test_opcheck_and_fake_strides(order: str, out_layout: str | None) -> None:
     arguments: tuple[Any, ...] = (*tensors(order), "relu", None, out_layout, "auto")
-    results = torch.library.opcheck(op, arguments)
+    results = torch.library.opcheck(library.conv_stem.op, arguments)
     assert set(results.values()) == {"SUCCESS"}
-    assert op(*arguments).stride() == layout.strides((2, 8, 4, 3), out_layout or order)
+    assert library.conv_stem.op(*arguments).stride() == layout.strides((2, 8, 4, 3), out_layout or order)
 
 
 @pytest.mark.usefixtures("no_interpreter")

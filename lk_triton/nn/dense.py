@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import dispatch_dense
+from ..ops import library
 from ..ops.problem import DenseProblem, Epilogue, pair
 from .fused_conv import FusedConv2d
 from .prepack import PrepackedConv2d, check_example
@@ -35,9 +34,10 @@ class PointwiseConv2d(FusedConv2d, PrepackedConv2d):
     ) -> Tensor:
         """x (N, Cin, H, W), residual (N, Cout, H, W) or None -> (N, Cout, H, W) in ``out_layout``, see ``dense_conv2d``."""
         bank, bank_format = self._prepacked_weight()
-        return dispatch_dense(
-            x, self.weight, self.bias, residual, self.activation, 1, 0, None, out_layout, "auto", bank, bank_format
-        )
+        return library.dense_conv2d(
+            x=x, weight=self.weight, bias=self.bias, residual=residual, bank=bank, stride=1, padding=0,
+            activation=self.activation, out_layout=out_layout, algorithm="auto", bank_format=bank_format,
+        )  # fmt: skip
 
     def _example(self) -> tuple[int, int, int, int]:
         return 64, self.in_channels, 14, 14
@@ -75,8 +75,10 @@ class StemConv2d(FusedConv2d):
         self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None
     ) -> Tensor:
         """x (N, Cin, H, W), residual of the output's shape or None -> (N, Cout, OH, OW) in ``out_layout``."""
-        stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
-        return dispatch_dense(x, self.weight, self.bias, residual, self.activation, stride, padding, None, out_layout)
+        return library.dense_conv2d(
+            x=x, weight=self.weight, bias=self.bias, residual=residual, stride=self.stride, padding=self.padding,
+            activation=self.activation, out_layout=out_layout, algorithm="auto",
+        )  # fmt: skip
 
 
 class _PointwiseConv2d(PointwiseConv2d, nn.Conv2d):  # pyright: ignore[reportIncompatibleMethodOverride]

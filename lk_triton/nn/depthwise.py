@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..functional import dispatch
+from ..ops import library
 from ..ops.problem import PRECISIONS, ConvProblem, Epilogue, pair, same_padding
 from .fused_conv import FusedConv2d
 from .prepack import PrepackedConv2d, check_example
@@ -69,9 +69,10 @@ class DepthwiseConv2d(FusedConv2d, PrepackedConv2d):
     ) -> Tensor:
         """x (N, C, H, W), residual of the output's shape or None -> (N, C * multiplier, OH, OW)."""
         bank, bank_format = self._prepacked_weight()
-        return dispatch(
-            x, self.weight, self.bias, residual, self.activation, self.padding, cast("tuple[int, int]", self.stride),
-            cast("tuple[int, int]", self.dilation), self.precision, "auto", bank, bank_format,
+        return library.depthwise_conv2d(
+            x=x, weight=self.weight, bias=self.bias, residual=residual, bank=bank, stride=self.stride, padding=self.padding,
+            dilation=self.dilation, activation=self.activation, precision=self.precision, algorithm="auto",
+            bank_format=bank_format,
         )  # fmt: skip
 
     def _example(self) -> tuple[int, int, int, int]:

@@ -1,47 +1,94 @@
-"""The registered op ``lk_triton::dense_conv2d``, for 1x1 convolutions and the stem; see ``registration.py``."""
+"""Dense convolutions, 1x1 and a network's first: the problem, and the schema of ``lk_triton::dense_conv2d``."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from . import layout
-from .problem import DenseProblem, Epilogue, operands_of, output_size
-from .registration import before_activation, pair, register_autocast, run
+from .base import Convolution, Epilogue, Operands, picked
 
-NAME = "lk_triton::dense_conv2d"
-
-_library = torch.library.Library("lk_triton", "FRAGMENT")
-_library.define(
+SCHEMA = (
     "dense_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? bank, int[2] stride, int[2] padding, "
-    "str? activation, str? precision, str? out_layout, str algorithm, str? bank_format) -> Tensor",
-    tags=(torch.Tag.needs_exact_strides,),
+    "str? activation, str? precision, str? out_layout, str algorithm, str? bank_format) -> Tensor"
 )
 
 
+@dataclass(frozen=True)
+class DenseProblem(Convolution):
+    """One dense convolution: x (n, c, h, w), weight (out_channels, c, kh, kw), out (n, out_channels, oh, ow).
+
+    ``layout`` is the memory order of x, ``out_layout`` that of out. ``precision`` is for float32 only; None there means
+    what torch's flags for convolutions ask for, which the caller has looked up: float32-class accuracy.
+    """
+
+    kind: ClassVar[str] = "dense"
+    plural: ClassVar[str] = "dense convolutions"
+
+    n: int
+    c: int
+    h: int
+    w: int
+    out_channels: int
+    kh: int = 1
+    kw: int = 1
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dtype: str = "float16"
+    layout: str = "nchw"
+    out_layout: str = "nchw"
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    precision: str | None = None
+
+    @property
+    def dilation(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """None: (1, 1)."""
+        return 1, 1
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.out_channels, self.c, self.kh, self.kw
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether this is a 1x1 convolution, one matrix product over all pixels."""
+        return (self.kh, self.kw, *self.stride, *self.padding) == (1, 1, 1, 1, 0, 0)
+
+    def of_channels(self, operands: Operands, some: Sequence[int]) -> tuple[DenseProblem, Operands]:
+        return replace(self, out_channels=len(some)), picked(operands, some, {"weight": 0, "bias": 0, "residual": 1})
+
+    def __str__(self) -> str:
+        what = f"-> {self.out_channels} dense {self.kh}x{self.kw}"
+        return self._text(what, stride=(1, 1), layout="nchw", out_layout=self.layout)
+
+
 def problem_of(
+    *,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
     activation: str | None,
     precision: str | None,
     out_layout: str | None,
+    **geometry: Any,
 ) -> DenseProblem:
     """The problem that these tensors and options pose. ``precision`` None: what torch's flags for convolutions say."""
-    n, c, h, w = x.shape
-    out_channels, _, kh, kw = weight.shape
-    of_x = layout.layout_of(x)
-    if precision is None and x.dtype == torch.float32 and torch_allows_tf32(x.device):
-        precision = "tf32"
+    (n, c, h, w), of_x = x.shape, layout.layout_of(x)
     return DenseProblem(
-        n, c, h, w, out_channels, kh, kw, stride, padding, str(x.dtype).removeprefix("torch."), of_x,
-        out_layout or of_x, Epilogue(bias is not None, activation, residual is not None), precision,
+        n, c, h, w, weight.shape[0], weight.shape[2], weight.shape[3], dtype=str(x.dtype).removeprefix("torch."), layout=of_x,
+        out_layout=out_layout or of_x, epilogue=Epilogue(bias is not None, activation, residual is not None),
+        precision=precision or default_precision(x), **geometry,
     )  # fmt: skip
+
+
+def default_precision(x: Tensor) -> str | None:
+    """What torch's flags for convolutions ask for."""
+    return "tf32" if x.dtype == torch.float32 and torch_allows_tf32(x.device) else None
 
 
 def torch_allows_tf32(device: torch.device) -> bool:
@@ -51,69 +98,3 @@ def torch_allows_tf32(device: torch.device) -> bool:
     conv = getattr(torch.backends.cudnn, "conv", None)
     # reading the old flag after the new one was set raises
     return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
-
-
-@torch.library.impl(_library, "dense_conv2d", "CompositeExplicitAutograd")
-def _implementation(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    bank: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    activation: str | None,
-    precision: str | None,
-    out_layout: str | None,
-    algorithm: str,
-    bank_format: str | None,
-) -> Tensor:
-    problem = problem_of(x, weight, bias, residual, pair(stride), pair(padding), activation, precision, out_layout)
-    return run(problem, operands_of(x=x, weight=weight, bias=bias, residual=residual), algorithm, bank, bank_format)
-
-
-@torch.library.register_fake(NAME, lib=_library)
-def fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    bank: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    activation: str | None,
-    precision: str | None,
-    out_layout: str | None,
-    algorithm: str,
-    bank_format: str | None,
-) -> Tensor:
-    oh, ow = (output_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], 1) for i in range(2))
-    return layout.empty((x.shape[0], weight.shape[0], oh, ow), out_layout or layout.layout_of(x), x)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, residual, _, stride, padding, activation, precision, out_layout, _, _ = inputs
-    ctx.save_for_backward(x, weight, bias)
-    ctx.has_residual = residual is not None
-    ctx.options = (pair(stride), pair(padding), activation, precision, out_layout)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients by torch's own operations; the value before the activation is computed again, not stored."""
-    x, weight, bias = ctx.saved_tensors
-    stride, padding, activation, precision, out_layout = ctx.options
-    problem = problem_of(x, weight, bias, None, stride, padding, None, precision, out_layout)
-    grad_conv = before_activation(grad, problem, activation, x, weight, bias)
-    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad_conv, x, weight, None if bias is None else [bias.shape[0]], stride, padding, [1, 1], False, [0, 0], 1,
-        [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]],
-    )  # fmt: skip
-    grad_residual = grad if ctx.has_residual and ctx.needs_input_grad[3] else None
-    return grad_x, grad_weight, grad_bias, grad_residual, *(None,) * 8
-
-
-torch.library.register_autograd(NAME, _backward, setup_context=_setup_context, lib=_library)
-
-
-op = torch.ops.lk_triton.dense_conv2d.default
-register_autocast(_library, op)

@@ -6,41 +6,25 @@ torch's module imports Triton, which this package does not at import: the formul
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from math import prod
 from types import ModuleType
 from typing import Any
 
-from . import dense as library_dense
-from . import ffn as library_ffn
-from . import registration as library
-from . import stem as library_stem
-
-Shape = Sequence[int]
+from .registration import OPS, Op
 
 
-def convolution(x: Shape, weight: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
-    """Every output is a sum over the weight of its channel, taps on the padding counted too."""
-    return 2 * prod(out_shape) * prod(weight[1:])
+def _formula(op: Op) -> Callable[..., int]:
+    """Two per multiply-add of the problem that a call poses."""
+
+    def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        return 2 * op.problem(op.arguments(args, kwargs)).nominal_macs
+
+    return count
 
 
-def conv_ffn(x: Shape, w1: Shape, b1: Shape, w2: Shape, *_: Any, **__: Any) -> int:
-    """Both layers, at every pixel."""
-    return 2 * x[0] * prod(x[2:]) * (prod(w1) + prod(w2))
-
-
-def conv_stem(x: Shape, w1: Shape, b1: Shape, w2: Shape, b2: Shape, w3: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
-    """The three layers, all of which have the output's map."""
-    return 2 * out_shape[0] * prod(out_shape[2:]) * (prod(w1) + prod(w2) + prod(w3))
-
-
-FORMULAS: dict[Any, Callable[..., int]] = {
-    library.op.overloadpacket: convolution, library_dense.op.overloadpacket: convolution,
-    library_ffn.op.overloadpacket: conv_ffn, library_stem.op.overloadpacket: conv_stem,
-}  # fmt: skip
 COUNTER = "torch.utils.flop_counter"
 
 
@@ -70,8 +54,8 @@ class _WhenImported(MetaPathFinder):
 
 
 def _register(counter: ModuleType) -> None:
-    for op, formula in FORMULAS.items():
-        counter.register_flop_formula(op)(formula)
+    for op in OPS.values():
+        counter.register_flop_formula(op.op.overloadpacket, get_raw=True)(_formula(op))
 
 
 def register() -> None:

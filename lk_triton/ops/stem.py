@@ -1,69 +1,86 @@
-"""The registered op ``lk_triton::conv_stem``, for inference; see ``registration.py``. Gradients: its three layers."""
+"""The first layers of a network: the problem, and the schema of ``lk_triton::conv_stem``."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 from torch import Tensor
 
-from . import dense as library_dense
 from . import layout
-from .problem import Epilogue, StemProblem, operands_of, output_size
-from .registration import register_autocast, run
+from .base import Chain, Epilogue, output_size
+from .dense import DenseProblem, default_precision
+from .depthwise import ConvProblem
 
-NAME = "lk_triton::conv_stem"
-
-_library = torch.library.Library("lk_triton", "FRAGMENT")
-_library.define(
+SCHEMA = (
     "conv_stem(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, str activation, str? precision, "
-    "str? out_layout, str algorithm) -> Tensor",
-    tags=(torch.Tag.needs_exact_strides,),
+    "str? out_layout, str algorithm) -> Tensor"
 )
 
 
-def problem_of(x: Tensor, w1: Tensor, activation: str, precision: str | None, out_layout: str | None) -> StemProblem:
+@dataclass(frozen=True)
+class StemProblem(Chain):
+    """The first three layers of a stem: dense 3x3 with stride 2, depthwise 3x3, 1x1, each with a bias and the activation.
+
+    x (n, c, h, w), w1 (channels, c, 3, 3), w2 (channels, 1, 3, 3), w3 (channels, channels, 1, 1), out (n, channels, oh, ow);
+    padding 1. ``precision`` is that of the dense layers; the rest is as in ``DenseProblem``.
+    """
+
+    kind: ClassVar[str] = "stem"
+    plural: ClassVar[str] = "stems"
+
+    n: int
+    c: int
+    h: int
+    w: int
+    channels: int
+    dtype: str = "float16"
+    layout: str = "nchw"
+    out_layout: str = "nchw"
+    epilogue: Epilogue = field(default_factory=lambda: Epilogue(True, "relu"))
+    precision: str | None = None
+
+    @property
+    def oh(self) -> int:
+        """Output rows."""
+        return output_size(self.h, 3, 2, 1, 1)
+
+    @property
+    def ow(self) -> int:
+        """Output columns."""
+        return output_size(self.w, 3, 2, 1, 1)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the output, (n, channels, oh, ow)."""
+        return self.n, self.channels, self.oh, self.ow
+
+    @property
+    def layers(self) -> tuple[DenseProblem, ConvProblem, DenseProblem]:
+        """The three convolutions that together compute it; the maps between them are in the layout of the output."""
+        first = DenseProblem(
+            self.n, self.c, self.h, self.w, self.channels, 3, 3, (2, 2), (1, 1), self.dtype, self.layout, self.out_layout,
+            self.epilogue, self.precision,
+        )  # fmt: skip
+        second = ConvProblem(
+            *self.out_shape, 3, 3, padding=(1, 1), dtype=self.dtype, layout=self.out_layout, epilogue=self.epilogue
+        )
+        third = DenseProblem(
+            *self.out_shape, self.channels, dtype=self.dtype, layout=self.out_layout, out_layout=self.out_layout,
+            epilogue=self.epilogue, precision=self.precision,
+        )  # fmt: skip
+        return first, second, third
+
+    def __str__(self) -> str:
+        return self._text(f"-> {self.channels} stem", layout="nchw", out_layout=self.layout)
+
+
+def problem_of(
+    *, x: Tensor, w1: Tensor, activation: str, precision: str | None, out_layout: str | None, **_: Tensor
+) -> StemProblem:
     """The problem that these tensors and options pose."""
-    first = library_dense.problem_of(x, w1, None, None, (2, 2), (1, 1), None, precision, out_layout)
+    (n, c, h, w), of_x = x.shape, layout.layout_of(x)
     return StemProblem(
-        first.n, first.c, first.h, first.w, first.out_channels, first.dtype, first.layout, first.out_layout,
-        Epilogue(True, activation), first.precision,
+        n, c, h, w, w1.shape[0], dtype=str(x.dtype).removeprefix("torch."), layout=of_x, out_layout=out_layout or of_x,
+        epilogue=Epilogue(True, activation), precision=precision or default_precision(x),
     )  # fmt: skip
-
-
-@torch.library.impl(_library, "conv_stem", "CompositeExplicitAutograd")
-def _implementation(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    w3: Tensor,
-    b3: Tensor,
-    activation: str,
-    precision: str | None,
-    out_layout: str | None,
-    algorithm: str,
-) -> Tensor:
-    problem = problem_of(x, w1, activation, precision, out_layout)
-    return run(problem, operands_of(x=x, w1=w1, b1=b1, w2=w2, b2=b2, w3=w3, b3=b3), algorithm)
-
-
-@torch.library.register_fake(NAME, lib=_library)
-def fake(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    w3: Tensor,
-    b3: Tensor,
-    activation: str,
-    precision: str | None,
-    out_layout: str | None,
-    algorithm: str,
-) -> Tensor:
-    oh, ow = (output_size(size, 3, 2, 1, 1) for size in x.shape[2:])
-    return layout.empty((x.shape[0], w1.shape[0], oh, ow), out_layout or layout.layout_of(x), x)
-
-
-op = torch.ops.lk_triton.conv_stem.default
-register_autocast(_library, op)

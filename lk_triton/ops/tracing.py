@@ -10,14 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import dense as library_dense
-from . import ffn as library_ffn
-from . import registration as library
-from . import stem as library_stem
-from .problem import Problem
-
-MODULES: dict[Any, Any] = {module.op: module for module in (library, library_dense, library_ffn, library_stem)}
-"""Op -> the module that registers it."""
+from .base import Problem
+from .registration import OPS
 
 
 class Recorder(TorchDispatchMode):
@@ -31,28 +25,17 @@ class Recorder(TorchDispatchMode):
         self.problems: Counter[Problem] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        module = MODULES.get(func)
-        if module is None or library.arguments_of(func, args)["algorithm"] == "torch":
+        op = OPS.get(func)
+        given = {} if op is None else op.arguments(args, kwargs)
+        if op is None or given["algorithm"] == "torch":
             return func(*args, **(kwargs or {}))
-        self.problems[problem_of_call(func, args)] += 1
-        return module.fake(*args).zero_()
+        self.problems[op.problem(given)] += 1
+        return op.fake(**given).zero_()
 
 
 def problem_of_call(func: Any, args: Sequence[Any]) -> Problem:
     """The problem that a call of one of the library's ops poses."""
-    if func is library.op:
-        x, weight, bias, residual, _, stride, padding, dilation, activation, precision, _, _ = args
-        stride, padding, dilation = (library.pair(values) for values in (stride, padding, dilation))
-        return library.problem_of(x, weight, bias, residual, stride, padding, dilation, activation, precision)
-    if func is library_ffn.op:
-        x, w1, _, _, _, residual, activation, precision, out_layout, _ = args
-        return library_ffn.problem_of(x, w1, residual, activation, precision, out_layout)
-    if func is library_stem.op:
-        x, w1, _, _, _, _, _, activation, precision, out_layout, _ = args
-        return library_stem.problem_of(x, w1, activation, precision, out_layout)
-    x, weight, bias, residual, _, stride, padding, activation, precision, out_layout, _, _ = args
-    stride, padding = library.pair(stride), library.pair(padding)
-    return library_dense.problem_of(x, weight, bias, residual, stride, padding, activation, precision, out_layout)
+    return OPS[func].problem(OPS[func].arguments(args))
 
 
 def problems_of(model: nn.Module, *examples: Tensor | Sequence[int]) -> Counter[Problem]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import registration as library
-from .problem import Operands, Problem
+from .base import Operands, Problem
+from .validation import autocast_dtype
 
 
 def active(*tensors: Tensor | None, algorithm: str = "auto") -> bool:
@@ -35,7 +35,7 @@ def active(*tensors: Tensor | None, algorithm: str = "auto") -> bool:
 def compute(problem: Problem, operands: Operands) -> Tensor:
     """``problem`` by torch's operations, none of them in place; the memory order is torch's choice. Honours autocast."""
     like = next(iter(operands.values()))
-    dtype = library.autocast_dtype(like)
+    dtype = autocast_dtype(like)
     if dtype is None:
         return problem.reference(operands)
     with torch.amp.autocast(like.device.type, enabled=False):

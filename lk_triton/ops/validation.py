@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import registration as library
-from .problem import ACTIVATIONS, PRECISIONS, output_size, pair, same_padding
+from .base import ACTIVATIONS, PRECISIONS, output_size, pair, same_padding
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LAYOUTS = ("nchw", "channel_major")
@@ -16,16 +16,17 @@ LAYOUTS = ("nchw", "channel_major")
 
 
 def check_depthwise(
+    *,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
     padding: str | int | Sequence[int],
     stride: int | Sequence[int],
     dilation: int | Sequence[int],
-    precision: str | None,
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    precision: str | None = None,
+) -> dict[str, Any]:
     """Validate a call; returns stride, padding and dilation as pairs. Raises what ``depthwise_conv2d`` documents."""
     check_tensors(x=x, weight=weight, bias=bias, residual=residual)
     if x.dim() != 4:
@@ -52,20 +53,21 @@ def check_depthwise(
         padding = pair("padding", padding, 0)
     oh, ow = output_map(x, (kh, kw), stride, padding, dilation)
     check_epilogue((x.shape[0], out_channels, oh, ow), bias, residual)
-    return stride, padding, dilation
+    return {"stride": stride, "padding": padding, "dilation": dilation}
 
 
 def check_dense(
+    *,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
     stride: int | Sequence[int],
     padding: int | Sequence[int],
-    precision: str | None,
-    out_layout: str | None,
-) -> tuple[tuple[int, int], tuple[int, int]]:
+    precision: str | None = None,
+    out_layout: str | None = None,
+) -> dict[str, Any]:
     """Validate a dense call; returns stride and padding as pairs. Raises what ``pointwise_conv2d`` documents."""
     check_tensors(x=x, weight=weight, bias=bias, residual=residual)
     if x.dim() != 4:
@@ -81,10 +83,11 @@ def check_dense(
     stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
     oh, ow = output_map(x, (weight.shape[2], weight.shape[3]), stride, padding, (1, 1))
     check_epilogue((x.shape[0], weight.shape[0], oh, ow), bias, residual)
-    return stride, padding
+    return {"stride": stride, "padding": padding}
 
 
 def check_ffn(
+    *,
     x: Tensor,
     w1: Tensor,
     b1: Tensor,
@@ -94,12 +97,14 @@ def check_ffn(
     activation: str,
     precision: str | None,
     out_layout: str | None,
-) -> None:
+) -> dict[str, Any]:
     """Validate a ConvFFN's call: its layers', and that they fit. Raises what ``conv_ffn`` documents."""
     for name, bias in (("b1", b1), ("b2", b2)):
         if not isinstance(bias, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(bias).__name__}")
-    check_dense(x, w1, b1, None, activation, 1, 0, precision, out_layout)
+    check_dense(
+        x=x, weight=w1, bias=b1, activation=activation, stride=1, padding=0, precision=precision, out_layout=out_layout
+    )
     if activation is None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}: without one the two layers are a single one")
     c, hidden = x.shape[1], w1.shape[0]
@@ -109,21 +114,30 @@ def check_ffn(
             raise ValueError(f"{name} must be {shape} for {c} channels and {hidden} hidden ones, got {given}")
     check_epilogue((x.shape[0], c, x.shape[2], x.shape[3]), b2, residual)
     check_options(x, w2, b2, residual, None, precision)
+    return {}
 
 
 def check_stem(
+    *,
     x: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor],
-    biases: tuple[Tensor, Tensor, Tensor],
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    w3: Tensor,
+    b3: Tensor,
     activation: str,
     precision: str | None,
     out_layout: str | None,
-) -> None:
+) -> dict[str, Any]:
     """Validate a stem's call: its layers', and that they fit. Raises what ``conv_stem`` documents."""
+    weights, biases = (w1, w2, w3), (b1, b2, b3)
     for i, bias in enumerate(biases, 1):
         if not isinstance(bias, Tensor):
             raise TypeError(f"b{i} must be a torch.Tensor, got {type(bias).__name__}")
-    check_dense(x, weights[0], biases[0], None, activation, 2, 1, precision, out_layout)
+    check_dense(
+        x=x, weight=w1, bias=b1, activation=activation, stride=2, padding=1, precision=precision, out_layout=out_layout
+    )
     if activation is None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}: without one the layers are a single one")
     c, channels = x.shape[1], weights[0].shape[0]
@@ -137,6 +151,7 @@ def check_stem(
     for weight, bias in zip(weights[1:], biases[1:], strict=True):
         check_epilogue((x.shape[0], channels, 1, 1), bias, None)
         check_options(x, weight, bias, None, activation, precision)
+    return {}
 
 
 def check_tensors(**tensors: object) -> None:
@@ -191,10 +206,18 @@ def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
         if t.dtype not in DTYPES:
             allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise TypeError(f"{name} must be one of {allowed}, got {t.dtype}")
-    if library.autocast_dtype(x) is not None:
+    if autocast_dtype(x) is not None:
         return
     if len({t.dtype for t in present.values()}) > 1:
         text = ", ".join(f"{name} {t.dtype}" for name, t in present.items())
         raise TypeError(
             f"all tensors must have one dtype outside autocast, got {text}: cast them, or run under torch.autocast"
         )
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast casts a call on ``x`` to; None where it is off. As in torch, it leaves float64 alone."""
+    device_type = x.device.type
+    if device_type not in ("cuda", "cpu") or x.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)

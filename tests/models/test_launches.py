@@ -22,7 +22,8 @@ from lk_triton.algorithms import registry
 from lk_triton.algorithms.dense.base import rows_are_aligned
 from lk_triton.models import RepLKNet, create_model
 from lk_triton.ops.problem import Chain, DenseProblem, FfnProblem, Problem
-from lk_triton.ops.tracing import MODULES, problem_of_call
+from lk_triton.ops.registration import OPS
+from lk_triton.ops.tracing import problem_of_call
 from lk_triton.planning.choice import SLOWER
 from lk_triton.planning.plan import plan
 
@@ -46,7 +47,7 @@ class Launches(TorchDispatchMode):
         self.kernels: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in MODULES:
+        if func in OPS:
             problem = problem_of_call(func, args)
             parts: tuple[Problem, ...] = (problem,)
             if isinstance(problem, Chain) and plan(problem, H100).algorithm in ("pair", "triple"):
@@ -106,7 +107,7 @@ def planned_layers(**options: Any) -> Counter[Problem]:
 
     class Layers(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in MODULES:
+            if func in OPS:
                 problem = problem_of_call(func, args)
                 apart = isinstance(problem, Chain) and plan(problem, H100).algorithm in ("pair", "triple")
                 found.update(problem.layers if isinstance(problem, Chain) and apart else (problem,))
@@ -156,7 +157,7 @@ def test_rows_of_a_single_image_are_aligned(size: tuple[int, int]) -> None:
 
     class Problems(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in MODULES:
+            if func in OPS:
                 problems.append(problem_of_call(func, args))
             return func(*args, **(kwargs or {}))
 
