@@ -31,7 +31,7 @@ GRID = "table1-*"
 FAMILIES = ("31b-224", "31b-384", "wide", "table1", "slak", "convnext")
 NETWORKS = (("replknet_31b", 224), ("replknet_31b", 384), *SIZES.items())
 BATCHES = (64, 1)
-NO_TRITON = ("torch", "onednn", "cublas", "pair", "triple")
+NO_TRITON = ("torch", "onednn", "cublas", "layerwise", "pair", "triple")
 """Algorithms without a Triton kernel of their own for the product."""
 
 NO_PROVIDER = "the authors' CUTLASS kernel (implicit GEMM), which this benchmark does not run"

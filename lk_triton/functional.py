@@ -155,7 +155,7 @@ def conv_ffn(
         w2, b2: (C, hidden, 1, 1) and (C,), the dtype of x.
         residual: (N, C, H, W), added last, or None. In networks it is x.
         activation: ``"gelu"`` (exact, erf), ``"relu"`` or ``"silu"``.
-        algorithm: ``"auto"``, or ``"convffn"`` (one kernel), ``"pair"`` (each layer by its plan), ``"torch"`` to force one.
+        algorithm: ``"auto"``, or ``"convffn"`` (one kernel), ``"layerwise"`` (each by its plan), ``"torch"`` to force one.
 
     Returns:
         (N, C, H, W) in the dtype of x and in ``out_layout``. What the activation returns is rounded to the dtype of x.
@@ -193,7 +193,7 @@ def conv_stem(
         w2, b2: (C, 1, 3, 3) and (C,), the dtype of x.
         w3, b3: (C, C, 1, 1) and (C,), the dtype of x.
         activation: ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``.
-        algorithm: ``"auto"``, or ``"convstem"`` (one kernel), ``"triple"`` (each layer by its plan), ``"torch"`` to force one.
+        algorithm: ``"auto"``, or ``"convstem"`` (one kernel), ``"layerwise"`` (each by its plan), ``"torch"`` to force one.
 
     Returns:
         (N, C, OH, OW), OH and OW half of H and W, rounded up, in the dtype of x and in ``out_layout``. Accumulation is in

@@ -62,7 +62,7 @@ def test_gradients_and_autocast() -> None:
     inputs = [t.requires_grad_() for t in given]
     assert torch.autograd.gradcheck(lambda x, w1, b1, w2, b2: conv_ffn(x, w1, b1, w2, b2, x), inputs)
     with pytest.raises(ValueError, match="no gradients yet"):
-        conv_ffn(*given, algorithm="pair")
+        conv_ffn(*given, algorithm="layerwise")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert conv_ffn(*tensors()).dtype == torch.bfloat16
 
@@ -137,4 +137,4 @@ def test_both_are_explained() -> None:
     problem = FfnProblem(64, 128, 56, 56, 512, layout="channel_major", out_layout="channel_major")
     said = explain_problem(problem, gpus.for_arch("h100"))
     assert said.plan.algorithm == "convffn"
-    assert isinstance(said.algorithms["pair"], float)
+    assert isinstance(said.algorithms["layerwise"], float)

@@ -67,7 +67,7 @@ def test_layers_are_not_packed_in_every_call() -> None:
     """Whatever algorithm is preferred: a graph would repeat it."""
     given = tensors()
     with lk_triton.use("toeplitz"), no_packing():
-        torch.testing.assert_close(call(*given, algorithm="triple"), call(*given, algorithm="torch"), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(call(*given, algorithm="layerwise"), call(*given, algorithm="torch"), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_and_autocast() -> None:
@@ -75,7 +75,7 @@ def test_gradients_and_autocast() -> None:
     inputs = [t.requires_grad_() for t in given]
     assert torch.autograd.gradcheck(lambda *all_of_them: call(*all_of_them, activation="silu"), inputs)
     with pytest.raises(ValueError, match="no gradients yet"):
-        call(*given, algorithm="triple")
+        call(*given, algorithm="layerwise")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert call(*tensors()).dtype == torch.bfloat16
 
@@ -139,4 +139,4 @@ def test_a_fused_network_in_the_interpreter() -> None:
 def test_both_are_explained() -> None:
     said = explain_problem(StemProblem(64, 3, 224, 224, 128, out_layout="channel_major"), gpus.for_arch("h100"))
     assert said.plan.algorithm == "convstem"
-    assert isinstance(said.algorithms["triple"], float)
+    assert isinstance(said.algorithms["layerwise"], float)

@@ -18,7 +18,7 @@ from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.cost.roofline import Estimate
 from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
-from lk_triton.algorithms.pair import PairAlgorithm
+from lk_triton.algorithms.layerwise import LayerwiseAlgorithm
 from lk_triton.functional import explain_problem
 from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, StemProblem
 from lk_triton.planning import cache, tuner
@@ -97,7 +97,8 @@ def test_forced_refusals_and_unknown_names() -> None:
 @pytest.mark.parametrize(("old", "name"), registry.RENAMED.items())
 def test_former_names_mean_the_algorithms_of_today(old: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    problem = next(p for p in (replace(LARGE, dtype="float16"), CHAINS[1].layers[0]) if why_not(p, H100, name) is None)
+    posed = (replace(LARGE, dtype="float16"), CHAINS[1].layers[0], CHAINS[0])
+    problem = next(p for p in posed if why_not(p, H100, name) is None)
     forced = plan(problem, H100, name)
     assert plan(problem, H100, old) == forced
     assert forced.algorithm == name
@@ -186,7 +187,7 @@ def test_an_algorithm_left_out_is_chosen_for_nothing(monkeypatch: pytest.MonkeyP
             monkeypatch.setenv("LK_TRITON_WITHOUT", f" {name},")
             after = plan(problem, device)
             assert after.algorithm != name
-            assert after == before or before.algorithm in (name, "pair", "triple")
+            assert after == before or before.algorithm in (name, "layerwise")
             with lk_triton.use(name):
                 assert plan(problem, device).algorithm != name
             assert name not in {c.algorithm for c in tuner.candidates(problem, device)}
@@ -198,15 +199,14 @@ def test_an_algorithm_left_out_is_chosen_for_nothing(monkeypatch: pytest.MonkeyP
 
 def test_layers_of_a_chain_leave_it_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """And take no plan that packs instead."""
-    pair, triple = registry.ALGORITHMS["pair"], registry.ALGORITHMS["triple"]
-    assert isinstance(pair, PairAlgorithm)
-    assert isinstance(triple, PairAlgorithm)
+    layerwise = registry.get("layerwise")
+    assert isinstance(layerwise, LayerwiseAlgorithm)
     monkeypatch.setenv("LK_TRITON_WITHOUT", "pointwise,direct")
-    assert [pair.plan(layer, H100).algorithm for layer in CHAINS[0].layers] == ["cublas", "cublas"]
-    assert [triple.plan(layer, H100).algorithm for layer in CHAINS[1].layers] == ["implicit_gemm", "torch", "cublas"]
+    assert [layerwise.plan(layer, H100).algorithm for layer in CHAINS[0].layers] == ["cublas", "cublas"]
+    assert [layerwise.plan(layer, H100).algorithm for layer in CHAINS[1].layers] == ["implicit_gemm", "torch", "cublas"]
     monkeypatch.delenv("LK_TRITON_WITHOUT")
     with lk_triton.use("toeplitz"):
-        assert triple.plan(CHAINS[1].layers[1], H100).algorithm == "direct"
+        assert layerwise.plan(CHAINS[1].layers[1], H100).algorithm == "direct"
 
 
 def test_what_is_left_out_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,4 @@
-"""The algorithms, in order of preference at equal estimates. A new one is one line here.
-
-``pair`` and ``triple``, which ask for plans, are added where plans are made: ``planning/plan.py``.
-"""
+"""The algorithms, in order of preference at equal estimates. A new one is one line here."""
 
 from __future__ import annotations
 
@@ -15,17 +12,18 @@ from .depthwise.toeplitz.host import ToeplitzAlgorithm
 from .depthwise.toeplitz_hopper.host import ToeplitzHopperAlgorithm
 from .fused.ffn.host import ConvffnAlgorithm
 from .fused.stem.host import ConvstemAlgorithm
+from .layerwise import LayerwiseAlgorithm
 from .onednn import OnednnAlgorithm
 from .torch_ import TorchAlgorithm
 
 _ALL: tuple[Algorithm, ...] = (
     ToeplitzAlgorithm(), ToeplitzHopperAlgorithm(), DirectAlgorithm(),
     PointwiseAlgorithm(), CublasAlgorithm(), ImplicitGemmAlgorithm(),
-    ConvffnAlgorithm(), ConvstemAlgorithm(), OnednnAlgorithm(), TorchAlgorithm(),
+    ConvffnAlgorithm(), ConvstemAlgorithm(), OnednnAlgorithm(), TorchAlgorithm(), LayerwiseAlgorithm(),
 )  # fmt: skip
 ALGORITHMS: dict[str, Algorithm] = {a.name: a for a in _ALL}
 
-RENAMED = {"resident": "toeplitz_hopper", "stem": "implicit_gemm"}
+RENAMED = {"resident": "toeplitz_hopper", "stem": "implicit_gemm", "pair": "layerwise", "triple": "layerwise"}
 """Former names of algorithms and of their kernel forms, which calls, variables and files may still say."""
 
 

@@ -124,7 +124,7 @@ def in_one_kernel(x: Tensor, layers: list[Any], residual: Tensor | None, problem
         return True
     if type(x) not in (Tensor, nn.Parameter) or x.is_meta or torch._C._len_torch_dispatch_stack() > 0:
         return True
-    return plan_for_call(problem(), x.device, "auto", None).algorithm not in ("pair", "triple", "torch")
+    return plan_for_call(problem(), x.device, "auto", None).algorithm not in ("layerwise", "torch")
 
 
 def plain_layers(units: Sequence[Any], kinds: Sequence[Kind]) -> list[Any] | None:

@@ -85,7 +85,7 @@ class PrepackedConv2d(_ConvNd):
 
         def seconds(bank_format: str) -> float:
             chosen = [(p, plan(p, gpu, bank_format=bank_format)) for p in problems]
-            return sum(registry.get(c.algorithm).estimate(p, c.config, gpu).seconds for p, c in chosen)
+            return sum(c.estimate(p, gpu).seconds for p, c in chosen)
 
         best = min(by_format, key=seconds)
         problem, algorithm, config = by_format[best]

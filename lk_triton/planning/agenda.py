@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..algorithms import registry
 from ..gpu import Gpu
 from ..ops.problem import Problem
 from . import cache
@@ -32,7 +31,7 @@ def estimate(problem: Problem, gpu: Gpu) -> float:
     """Seconds of one call by the plan there is, as the cost model sees it."""
     problem = at_least_one_image(problem)
     chosen = plan(problem, gpu)
-    return registry.get(chosen.algorithm).estimate(problem, chosen.config, gpu).seconds
+    return chosen.estimate(problem, gpu).seconds
 
 
 def missing(problems: Iterable[Problem], gpu: Gpu) -> list[Problem]:

@@ -97,6 +97,6 @@ def _row(data: dict[str, Any], arch: str, versions: dict[str, Any]) -> Iterator[
     algorithm = registry.ALGORITHMS.get(registry.RENAMED.get(data["algorithm"], data["algorithm"]))
     if isinstance(algorithm, TritonAlgorithm):
         if "version" not in data:
-            data = {**data, "source_hash": LAST_HASHES[algorithm.name]}
+            data = {**data, "source_hash": LAST_HASHES[data["algorithm"]]}
         data = brought_up_to_date(data)
         yield data["form"], data["version"], arch, versions["triton"]

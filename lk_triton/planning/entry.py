@@ -21,12 +21,13 @@ from ..algorithms.base import Config
 from ..ops.problem import KINDS, Problem
 
 LAST_HASHES = {
-    "toeplitz": "8cf25b278cceda65", "toeplitz_hopper": "6cb1060d6c02a437", "direct": "db46fb1084b39604",
-    "pointwise": "d76818abc0743223", "cublas": "ed0b1baa971928b0", "implicit_gemm": "188cd04ec3769d9a",
+    "toeplitz": "8cf25b278cceda65", "resident": "6cb1060d6c02a437", "direct": "db46fb1084b39604",
+    "pointwise": "d76818abc0743223", "cublas": "ed0b1baa971928b0", "stem": "188cd04ec3769d9a",
     "convffn": "b9b606ab16abb0cb", "convstem": "7bc445153f2b7e8e", "pair": "be54895e50f9b79c",
     "triple": "f7d1d88eb3111ded", "onednn": "ffab238ba65bb3fb", "torch": "703e687c50f39c43",
 }  # fmt: skip
-"""What version 1 of every algorithm was called while entries held a hash over its sources (``source_hash``) instead."""
+"""What version 1 of every algorithm, by its name of then, was called while entries held a hash over its sources
+(``source_hash``) instead."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,14 @@ def brought_up_to_date(data: dict[str, Any]) -> dict[str, Any]:
     """An entry with the names that algorithms have. One from the time of ``LAST_HASHES`` is of version 1, or of 0 where its
     hash is another."""
     names = {key: registry.RENAMED.get(data[key], data[key]) for key in ("algorithm", "form") if key in data}
-    data = {**data, **names}
     if "source_hash" not in data:
-        return data
+        return {**data, **names}
+    version = int(data["source_hash"] == LAST_HASHES.get(data["algorithm"]))
+    data = {**data, **names}
     name, channels = data["algorithm"], data["config"].get("channels")
     form = "direct_channels_last" if name == "direct" and channels else name
     kept = {key: value for key, value in data.items() if key != "source_hash"}
-    return {**kept, "form": form, "version": int(data["source_hash"] == LAST_HASHES.get(name))}
+    return {**kept, "form": form, "version": version}
 
 
 def of_measured(problem: Problem, name: str, config: Config, **figures: Any) -> Entry:

@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from .. import environment
 from ..algorithms import registry
-from ..algorithms.base import Config
+from ..algorithms.base import Config, with_prepacked
+from ..algorithms.cost.roofline import Estimate
 from ..algorithms.dense.cublas import rounds_products
-from ..algorithms.pair import PairAlgorithm, TripleAlgorithm
+from ..algorithms.layerwise import LayerwiseAlgorithm
 from ..gpu import Gpu
-from ..ops.problem import Problem
+from ..ops.problem import Operands, Problem
 from . import cache
 from .choice import AS_IT_IS, Choice
 
@@ -43,6 +45,15 @@ class Plan:
     algorithm: str
     config: Config
     source: str
+
+    def estimate(self, problem: Problem, gpu: Gpu) -> Estimate:
+        """Predicted time of ``problem``, which this is the plan for."""
+        return registry.get(self.algorithm).estimate(problem, self.config, gpu)
+
+    def launch(self, problem: Problem, operands: Operands) -> Tensor:
+        """Compute ``problem``; its weight is prepacked first where the config reads it so."""
+        algorithm = registry.get(self.algorithm)
+        return algorithm.launch(problem, self.config, with_prepacked(algorithm, problem, self.config, operands))
 
 
 @contextmanager
@@ -192,5 +203,4 @@ def _choose(choice: Choice) -> Plan:
     return Plan(name, config, "cost model") if nearby is None else Plan(name, nearby, "nearest shipped entry")
 
 
-for _kind in (PairAlgorithm, TripleAlgorithm):
-    registry.ALGORITHMS[_kind.name] = _kind(plan)
+LayerwiseAlgorithm.planner = staticmethod(plan)

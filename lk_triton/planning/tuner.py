@@ -323,7 +323,7 @@ def _conclude(problem: Problem, gpu: Gpu, trials: list[Trial], save: bool) -> Re
     notes = {name: why for name in registry.meant_for(problem) if (why := why_not_auto(problem, gpu, name)) is not None}
     if not timed:
         chosen = plan(problem, gpu)
-        estimate = registry.get(chosen.algorithm).estimate(problem, chosen.config, gpu).seconds * 1e6
+        estimate = chosen.estimate(problem, gpu).seconds * 1e6
         return Result(problem, chosen, None, estimate, tuple(trials), notes)
     microseconds, i = timed[0]
     best = trials[i].candidate

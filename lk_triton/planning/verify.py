@@ -25,7 +25,7 @@ from torch import Tensor
 from .. import gpu as gpus
 from ..algorithms import registry
 from ..algorithms.base import Config, TritonAlgorithm
-from ..algorithms.pair import PairAlgorithm
+from ..algorithms.layerwise import LayerwiseAlgorithm
 from ..gpu import Gpu
 from ..log import logger
 from ..ops import layout
@@ -254,7 +254,7 @@ def _tells(x: Tensor) -> bool:
 def _kernels(problem: Problem, name: str, config: Config, gpu: Gpu) -> list[tuple[str, int, bool]]:
     """(form, version, whether confirmed anywhere counts) of every kernel of ours that a call runs."""
     algorithm = registry.get(name)
-    if isinstance(algorithm, PairAlgorithm) and isinstance(problem, Chain):
+    if isinstance(algorithm, LayerwiseAlgorithm) and isinstance(problem, Chain):
         plans = [(layer, algorithm.plan(layer, gpu)) for layer in problem.layers]
         return [kernel for layer, p in plans for kernel in _kernels(layer, p.algorithm, p.config, gpu)]
     if not isinstance(algorithm, TritonAlgorithm):

@@ -1,4 +1,4 @@
-"""ConvFFNs (``convffn``, ``pair``): right whatever sizes, layouts and config; counted work."""
+"""ConvFFNs (``convffn``, ``layerwise``): right whatever sizes, layouts and config; counted work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lk_triton.planning.plan import plan
 
 H100 = gpus.TABLE["h100"]
 CPU = torch.device("cpu")
-CONVFFN, PAIR = ConvffnAlgorithm(), registry.get("pair")
+CONVFFN, LAYERWISE = ConvffnAlgorithm(), registry.get("layerwise")
 CHANNEL_MAJOR: dict[str, Any] = {"layout": "channel_major", "out_layout": "channel_major"}
 STAGE1 = FfnProblem(64, 128, 56, 56, 512, **CHANNEL_MAJOR)
 STAGE2 = FfnProblem(64, 256, 28, 28, 1024, **CHANNEL_MAJOR)
@@ -63,7 +63,7 @@ def test_random_problems_and_configs() -> None:
             verdict = gate.check(run)
             assert verdict.ok, (problem, name, config, verdict)
             seen.add((name, getattr(config, "tma", None), problem.dtype))
-    assert {name for name, _, _ in seen} == {"convffn", "pair", "torch"}
+    assert {name for name, _, _ in seen} == {"convffn", "layerwise", "torch"}
     assert {(tma, dtype) for name, tma, dtype in seen if name == "convffn"} == {
         (tma, dtype) for tma in (True, False) for dtype in ("float16", "bfloat16")
     }
@@ -93,9 +93,9 @@ def test_counted_work_is_what_the_kernel_does(recorded) -> None:
 
 def test_the_plans_are_those_that_were_fastest() -> None:
     assert {p: plan(p, H100).algorithm for p in (STAGE1, STAGE2, replace(STAGE2, n=1))} == {
-        STAGE1: "convffn", STAGE2: "convffn", replace(STAGE2, n=1): "pair",
+        STAGE1: "convffn", STAGE2: "convffn", replace(STAGE2, n=1): "layerwise",
     }  # fmt: skip
-    assert plan(replace(STAGE1, dtype="float32"), H100).algorithm == "pair"
+    assert plan(replace(STAGE1, dtype="float32"), H100).algorithm == "layerwise"
     assert plan(STAGE1, H100, "torch").source == "explicit"
 
 
@@ -112,7 +112,7 @@ def test_refusals() -> None:
     assert "split the batch" in reason(n=2**20)
     assert "sm_80 or newer" in str(CONVFFN.why_not(STAGE1, gpus.for_arch("sm_70")))
     assert "not for dense" in str(registry.get("convffn").why_not(STAGE1.layers[0], H100))
-    assert "ConvFFNs" in str(PAIR.why_not(STAGE1.layers[0], H100))
+    assert "for chains" in str(LAYERWISE.why_not(STAGE1.layers[0], H100))
     assert "ConvFFNs" in str(registry.get("direct").why_not(STAGE1, H100))
 
 

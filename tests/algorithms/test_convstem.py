@@ -1,4 +1,4 @@
-"""Stems (``convstem``, ``triple``): right whatever sizes, layouts and config; counted work; which plan is taken."""
+"""Stems (``convstem``, ``layerwise``): right whatever sizes, layouts and config; counted work; which plan is taken."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lk_triton.planning.plan import plan
 
 H100 = gpus.TABLE["h100"]
 CPU = torch.device("cpu")
-CONVSTEM, TRIPLE = ConvstemAlgorithm(), registry.get("triple")
+CONVSTEM, LAYERWISE = ConvstemAlgorithm(), registry.get("layerwise")
 OF_31B = StemProblem(64, 3, 224, 224, 128, out_layout="channel_major")
 
 
@@ -58,7 +58,7 @@ def test_random_problems_and_configs() -> None:
             verdict = gate.check(run)
             assert verdict.ok, (problem, name, config, verdict)
             seen.add((name, problem.dtype))
-    assert seen == {(name, dtype) for name in ("convstem", "triple", "torch") for dtype in ("float16", "bfloat16")}
+    assert seen == {(name, dtype) for name in ("convstem", "layerwise", "torch") for dtype in ("float16", "bfloat16")}
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (9, 1), (2, 2), (7, 33), (11, 130)])
@@ -102,10 +102,10 @@ def test_counted_work_is_what_the_kernel_does(recorded) -> None:
 def test_plans() -> None:
     """One kernel is taken where its estimate is below that of three; nothing of it was measured."""
     best = min(CONVSTEM.estimate(OF_31B, config, H100) for config in CONVSTEM.configs(OF_31B, H100))
-    three = TRIPLE.estimate(OF_31B, TRIPLE.configs(OF_31B, H100)[0], H100)
+    three = LAYERWISE.estimate(OF_31B, LAYERWISE.configs(OF_31B, H100)[0], H100)
     assert best.seconds < 0.7 * three.seconds
     assert plan(OF_31B, H100).algorithm == "convstem"
-    assert plan(replace(OF_31B, dtype="float32"), H100).algorithm == "triple"
+    assert plan(replace(OF_31B, dtype="float32"), H100).algorithm == "layerwise"
     assert plan(OF_31B, H100, "torch").source == "explicit"
 
 
@@ -120,7 +120,7 @@ def test_refusals() -> None:
     assert "split the batch" in reason(n=2**20)
     assert "sm_80 or newer" in str(CONVSTEM.why_not(OF_31B, gpus.for_arch("sm_70")))
     assert "not for dense" in str(CONVSTEM.why_not(OF_31B.layers[0], H100))  # pyright: ignore[reportArgumentType]
-    assert "triple is for stems" in str(TRIPLE.why_not(OF_31B.layers[0], H100))
+    assert "layerwise is for chains" in str(LAYERWISE.why_not(OF_31B.layers[0], H100))
     assert "not for stems" in str(registry.get("direct").why_not(OF_31B, H100))
 
 

@@ -42,9 +42,8 @@ DRAW = {
     "pointwise": lambda rng: test_dense.random_problem(rng, True),
     "implicit_gemm": lambda rng: test_dense.random_problem(rng, False),
     "convffn": test_convffn.random_problem,
-    "pair": test_convffn.random_problem,
     "convstem": test_convstem.random_problem,
-    "triple": test_convstem.random_problem,
+    "layerwise": lambda rng: rng.choice([test_convffn, test_convstem]).random_problem(rng),
 }
 
 LAYERS: dict[str, Problem] = {

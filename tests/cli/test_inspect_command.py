@@ -174,7 +174,7 @@ def test_a_chain_is_listed_as_its_layers_where_its_layers_are_asked_for(monkeypa
     monkeypatch.setattr(inspect, "fused_problems", lambda *_: [Counter({FFN: 4})])
     asked = {"model": "replknet_31b", "batch": 64, "size": 224, "dtype": "float16"}
     layers = dict.fromkeys(FFN.layers, 4)
-    for algorithm, found in ((None, {FFN: 4}), ("toeplitz", {FFN: 4}), ("convffn", {FFN: 4}), ("pair", layers)):
+    for algorithm, found in ((None, {FFN: 4}), ("toeplitz", {FFN: 4}), ("convffn", {FFN: 4}), ("layerwise", layers)):
         assert inspect._layers(argparse.Namespace(**asked, algorithm=algorithm), H100) == found
 
 

@@ -50,7 +50,7 @@ class Launches(TorchDispatchMode):
         if func in OPS:
             problem = problem_of_call(func, args)
             parts: tuple[Problem, ...] = (problem,)
-            if isinstance(problem, Chain) and plan(problem, H100).algorithm in ("pair", "triple"):
+            if isinstance(problem, Chain) and plan(problem, H100).algorithm == "layerwise":
                 parts = problem.layers
             for part in parts:
                 chosen = plan(part, H100)
@@ -109,7 +109,7 @@ def planned_layers(**options: Any) -> Counter[Problem]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in OPS:
                 problem = problem_of_call(func, args)
-                apart = isinstance(problem, Chain) and plan(problem, H100).algorithm in ("pair", "triple")
+                apart = isinstance(problem, Chain) and plan(problem, H100).algorithm == "layerwise"
                 found.update(problem.layers if isinstance(problem, Chain) and apart else (problem,))
             return func(*args, **(kwargs or {}))
 

@@ -19,7 +19,7 @@ def test_every_row_has_a_result_file() -> None:
         "'from lk_triton.planning import confirmed as c; c.write(c.collect(c.result_files()))'"
     )
     assert {row.form for row in found} >= {"toeplitz", "direct", "pointwise"}
-    assert not {row.form for row in found} & {"torch", "onednn", "pair", "triple"}
+    assert not {row.form for row in found} & {"torch", "onednn", "layerwise"}
 
 
 def trial(algorithm: str, microseconds: float | None, **more: object) -> dict[str, object]:

@@ -136,11 +136,11 @@ def test_a_forced_kernel_that_is_wrong_raises(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_wrong_layer_of_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = FfnProblem(2, 64, 4, 4, 64)
-    pair: Any = registry.get("pair")
-    layer = pair.plan(problem.layers[0], gpus.of(torch.device("cpu"))).algorithm
+    layerwise: Any = registry.get("layerwise")
+    layer = layerwise.plan(problem.layers[0], gpus.of(torch.device("cpu"))).algorithm
     Watch(monkeypatch, layer, lambda x, y: y[:, 3].zero_())
-    with pytest.raises(RuntimeError, match="pair"):
-        serve(problem, "pair")
+    with pytest.raises(RuntimeError, match="layerwise"):
+        serve(problem, "layerwise")
 
 
 @pytest.mark.parametrize("name", list(registry.ALGORITHMS))
