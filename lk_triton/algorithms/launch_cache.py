@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ class Relaunch:
         for position, name, kind, facts in self.described:
             args[position] = descriptor = object.__new__(kind)  # whose constructor checks what was checked
             descriptor.__dict__.update(facts, base=tensors[name])
-        compiled, stream = self.compiled, driver.active.get_current_stream(index)
+        compiled, active = self.compiled, cast("Any", driver.active)
+        stream = active.get_current_stream(index)
         enter, leave = _asked(knobs.runtime.launch_enter_hook), _asked(knobs.runtime.launch_exit_hook)
         metadata = None if enter is None else compiled.launch_metadata(self.grid, stream, *args)
         compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *args)

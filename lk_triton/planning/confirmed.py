@@ -94,7 +94,8 @@ def _of_trials(file: Path) -> Iterator[_Found]:
 
 
 def _row(data: dict[str, Any], arch: str, versions: dict[str, Any]) -> Iterator[_Found]:
-    algorithm = registry.ALGORITHMS.get(registry.RENAMED.get(data["algorithm"], data["algorithm"]))
+    name: str = data["algorithm"]
+    algorithm = registry.ALGORITHMS.get(registry.RENAMED.get(name, name))
     if isinstance(algorithm, TritonAlgorithm):
         if "version" not in data:
             data = {**data, "source_hash": LAST_HASHES[data["algorithm"]]}

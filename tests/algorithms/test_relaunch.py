@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import triton
+from triton import knobs
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import launch_cache as relaunch
@@ -104,12 +105,12 @@ def test_tritons_hooks_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.append(metadata.grid)
 
     for hook, called in ((None, False), (Chain(), False), (lambda metadata: seen.append(metadata.grid), True)):
-        monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", hook)
+        monkeypatch.setattr(knobs.runtime, "launch_enter_hook", hook)
         again.run(tensors, 0)
         assert seen == ([(7, 1, 1)] if called else [])
     monkeypatch.setattr(Chain, "calls", [print])
-    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", Chain())
-    monkeypatch.setattr(triton.knobs.runtime, "launch_exit_hook", Chain())
+    monkeypatch.setattr(knobs.runtime, "launch_enter_hook", Chain())
+    monkeypatch.setattr(knobs.runtime, "launch_exit_hook", Chain())
     again.run(tensors, 0)
     assert seen == [(7, 1, 1)] * 3
 
