@@ -13,8 +13,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
+from triton.language.core import _aggregate as aggregate  # which Triton 3.8 makes public
 
 from ...shared.epilogue import activate
+
+_Value = gl.tensor | gl.constexpr  # Triton makes sizes of 1 constants
 
 
 @gluon.constexpr_function
@@ -73,149 +76,209 @@ def _fill(t_smem, bank_c, column, tap0, KH, S_HI, NQ: gl.constexpr, QB: gl.const
         async_copy.async_copy_global_to_shared(blocks.index(0), bank_c + (offset - b * (V * L)), mask=mask)
 
 
-@gluon.jit
-def _rows(block, image_blocks, H, pad_h, KH, R: gl.constexpr, D: gl.constexpr):
-    """Group, image block and the input rows [lo, hi) that a tile block needs."""
-    g = block // image_blocks
-    lo = gl.maximum(g * R - pad_h, 0)
-    hi = gl.minimum(g * R + R + KH - 1 - pad_h, H)
-    return g, block % image_blocks, lo, gl.maximum(hi, lo + 1)
+@aggregate
+class _Program:
+    """What all tile blocks of a program share, named as in the kernel; a warp group has every ``step``-th of ``blocks``."""
+
+    x_c: _Value
+    residual_c: _Value
+    out_c: _Value
+    bias_c: _Value
+    step: _Value
+    blocks: _Value
+    image_blocks: _Value
+    N: _Value
+    H: _Value
+    W: _Value
+    OH: _Value
+    OW: _Value
+    stride_xn: _Value
+    stride_rn: _Value
+    stride_on: _Value
+    pad_h: _Value
+    KH: _Value
+    window: _Value
+    column0: _Value
+    S_HI: _Value
+    R: gl.constexpr
+    WT: gl.constexpr
+    D: gl.constexpr
+    KIN_A: gl.constexpr
+    KIN_B: gl.constexpr
+    BM: gl.constexpr
+    XV: gl.constexpr
+    OV: gl.constexpr
+    STAGES: gl.constexpr
+    STORE: gl.constexpr
+    MASK_N: gl.constexpr
+    MASK_X: gl.constexpr
+    ACTIVATION: gl.constexpr
+    HAS_RESIDUAL: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, **fields):
+        for name, value in fields.items():
+            setattr(self, name, value if isinstance(value, gl.tensor) else gl.constexpr(value))
+
+    @gluon.jit
+    def rows(self, block):
+        """Group, image block and the input rows [lo, hi) that a tile block needs."""
+        g = block // self.image_blocks
+        lo = gl.maximum(g * self.R - self.pad_h, 0)
+        hi = gl.minimum(g * self.R + self.R + self.KH - 1 - self.pad_h, self.H)
+        return g, block % self.image_blocks, lo, gl.maximum(hi, lo + 1)
+
+    @gluon.jit
+    def advance(self, block, ib, i, hi):
+        """The step behind that of row i; behind the last one the last block's again, so that no load needs a condition."""
+        i += self.D
+        if i >= hi:
+            block = gl.where(block + self.step < self.blocks, block + self.step, block)
+            _g, ib, i, hi = self.rows(block)
+        return block, ib, i, hi
 
 
-@gluon.jit
-def _image(x_c, stride_xn, pitch, column, W, BM: gl.constexpr, D: gl.constexpr, KIN: gl.constexpr, XV: gl.constexpr):
-    """Addresses of image block 0 and row 0 [BM, D * KIN]; images [BM, 1], whether columns exist and rows [1, D * KIN]."""
-    layout: gl.constexpr = _copies(D * KIN, XV, gl.num_warps())
-    q = gl.arange(0, D * KIN, gl.SliceLayout(0, layout))
-    m = gl.arange(0, BM, gl.SliceLayout(1, layout))
-    k = column + q % KIN
-    images = x_c + m.to(gl.int64) * stride_xn * XV
-    return (
-        gl.expand_dims(images, 1) + gl.expand_dims(q // KIN * pitch + k, 0),
-        gl.expand_dims(m, 1),
-        gl.expand_dims(k < W, 0),
-        gl.expand_dims(q // KIN, 0),
-    )
+@aggregate
+class _Part:
+    """A part of the window's columns: its T, a caller's own buffers of x [STAGES, BM, K], and where x's rows lie.
 
+    Addresses are those of image block 0 and row 0 [BM, K]; images [BM, 1]; whether columns exist, and rows [1, K].
+    """
 
-@gluon.jit
-def _copy(x_smem, address, m, columns, d, shift, ib, i, N, H, BM: gl.constexpr, D: gl.constexpr, MASK_N: gl.constexpr,
-          MASK_X: gl.constexpr, SYNC: gl.constexpr):  # fmt: skip
-    """One step's loads, unmasked where all exist; SYNC: through registers, for elements that are narrower than 4 bytes."""
-    MASKED: gl.constexpr = MASK_N or MASK_X or D > 1
-    if MASKED:
-        mask = columns & (m < N - ib * BM)
-        if D > 1:
-            mask = mask & (d < H - i)
-    if SYNC:
+    t_smem: gl.shared_memory_descriptor
+    x_smem: gl.shared_memory_descriptor
+    addresses: gl.tensor
+    images: gl.tensor
+    columns: gl.tensor
+    rows: gl.tensor
+
+    @gluon.constexpr_function
+    def __init__(self, t_smem, x_smem, addresses, images, columns, rows):
+        self.t_smem = t_smem
+        self.x_smem = x_smem
+        self.addresses = addresses
+        self.images = images
+        self.columns = columns
+        self.rows = rows
+
+    @gluon.jit
+    def copy(self, slot, shift, ib, i, p):
+        """One step's loads, unmasked where all exist; through registers where elements are narrower than 4 bytes."""
+        MASKED: gl.constexpr = p.MASK_N or p.MASK_X or p.D > 1
+        x_smem = self.x_smem.index(slot)
         if MASKED:
-            x_smem.store(gl.load(address + shift, mask=mask, other=0.0))
+            mask = self.columns & (self.images < p.N - ib * p.BM)
+            if p.D > 1:
+                mask = mask & (self.rows < p.H - i)
+        if p.XV == 1:
+            if MASKED:
+                x_smem.store(gl.load(self.addresses + shift, mask=mask, other=0.0))
+            else:
+                x_smem.store(gl.load(self.addresses + shift))
+        elif MASKED:
+            async_copy.async_copy_global_to_shared(x_smem, self.addresses + shift, mask=mask)
         else:
-            x_smem.store(gl.load(address + shift))
-    elif MASKED:
-        async_copy.async_copy_global_to_shared(x_smem, address + shift, mask=mask)
-    else:
-        async_copy.async_copy_global_to_shared(x_smem, address + shift)
+            async_copy.async_copy_global_to_shared(x_smem, self.addresses + shift)
+
+    @gluon.jit
+    def multiply(self, slot, q, acc, p, KIN: gl.constexpr):
+        """acc += x's rows of a step @ T's blocks from q on, asynchronously."""
+        b = _window(self.t_smem, q, p.R, p.WT, p.D * KIN)
+        return warpgroup_mma(self.x_smem.index(slot), b.permute((1, 0)), acc, is_async=True)
 
 
 @gluon.jit
-def _store(acc, residual_c, bias_c, out_c, g, ib, column0, N, OH, OW, stride_rn, stride_on, BM: gl.constexpr, R: gl.constexpr,
-           WT: gl.constexpr, OV: gl.constexpr, STORE: gl.constexpr, ACTIVATION: gl.constexpr,
-           HAS_RESIDUAL: gl.constexpr):  # fmt: skip
+def _part(p, t_smem, x_smem, column, KIN: gl.constexpr):
+    """The ``_Part`` of KIN columns from ``column`` on."""
+    layout: gl.constexpr = _copies(p.D * KIN, p.XV, gl.num_warps())
+    q = gl.arange(0, p.D * KIN, gl.SliceLayout(0, layout))
+    m = gl.arange(0, p.BM, gl.SliceLayout(1, layout))
+    k = column + q % KIN
+    images = p.x_c + m.to(gl.int64) * p.stride_xn * p.XV
+    addresses = gl.expand_dims(images, 1) + gl.expand_dims(q // KIN * p.W + k, 0)
+    columns = gl.expand_dims(k < p.W, 0)
+    return _Part(t_smem, x_smem, addresses, gl.expand_dims(m, 1), columns, gl.expand_dims(q // KIN, 0))
+
+
+@gluon.jit
+def _copy(p, a, b, slot, ib, i):
+    """The loads of a step, as one group."""
+    shift = (ib * p.BM).to(gl.int64) * p.stride_xn * p.XV + i * p.W
+    a.copy(slot, shift, ib, i, p)
+    if p.KIN_B > 0:
+        b.copy(slot, shift, ib, i, p)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def _store(acc, p, g, ib):
     """activation(acc + bias) + residual, rounded, through shared memory into vectors of STORE elements along a row."""
-    lanes: gl.constexpr = min(32, R * WT // STORE)
-    layout: gl.constexpr = gl.BlockedLayout([1, STORE], [32 // lanes, lanes], [gl.num_warps(), 1], [1, 0])
-    m = gl.arange(0, BM, gl.SliceLayout(1, layout)) + ib * BM  # [BM]
-    n = gl.arange(0, R * WT, gl.SliceLayout(0, layout))  # [BN]
-    r, ow = n // WT, column0 + n % WT
-    mask = gl.expand_dims((g * R + r < OH) & (ow < OW), 0) & gl.expand_dims(m < N, 1)
-    in_plane = gl.expand_dims((g * R + r) * OW + ow, 0)
-    acc = activate(acc + bias_c, ACTIVATION, True)
-    if HAS_RESIDUAL:
-        image = residual_c + m.to(gl.int64) * stride_rn * OV
+    lanes: gl.constexpr = min(32, p.R * p.WT // p.STORE)
+    layout: gl.constexpr = gl.BlockedLayout([1, p.STORE], [32 // lanes, lanes], [gl.num_warps(), 1], [1, 0])
+    m = gl.arange(0, p.BM, gl.SliceLayout(1, layout)) + ib * p.BM  # [BM]
+    n = gl.arange(0, p.R * p.WT, gl.SliceLayout(0, layout))  # [BN]
+    r, ow = n // p.WT, p.column0 + n % p.WT
+    mask = gl.expand_dims((g * p.R + r < p.OH) & (ow < p.OW), 0) & gl.expand_dims(m < p.N, 1)
+    in_plane = gl.expand_dims((g * p.R + r) * p.OW + ow, 0)
+    acc = activate(acc + p.bias_c, p.ACTIVATION, True)
+    if p.HAS_RESIDUAL:
+        image = p.residual_c + m.to(gl.int64) * p.stride_rn * p.OV
         added = gl.load(gl.expand_dims(image, 1) + in_plane, mask=mask, other=0.0)
         acc += gl.convert_layout(added, acc.type.layout).to(gl.float32)
-    y = gl.convert_layout(acc.to(out_c.dtype.element_ty), layout)
-    image = out_c + m.to(gl.int64) * stride_on * OV
+    y = gl.convert_layout(acc.to(p.out_c.dtype.element_ty), layout)
+    image = p.out_c + m.to(gl.int64) * p.stride_on * p.OV
     gl.store(gl.expand_dims(image, 1) + in_plane, y, mask=mask)
 
 
 @gluon.jit
-def _work(x_a, x_b, t_a, t_b, x_c, residual_c, out_c, bias_c, first, SPLIT, blocks, image_blocks,
-          N, H, W, OH, OW, stride_xn, stride_rn, stride_on, pad_h, KH, window, column0, S_HI,
-          R: gl.constexpr, WT: gl.constexpr, D: gl.constexpr, KIN_A: gl.constexpr, KIN_B: gl.constexpr,
-          BM: gl.constexpr, XV: gl.constexpr, OV: gl.constexpr, STAGES: gl.constexpr, STORE: gl.constexpr,
-          MASK_N: gl.constexpr, MASK_X: gl.constexpr, ACTIVATION: gl.constexpr, HAS_RESIDUAL: gl.constexpr):  # fmt: skip
-    """Tile blocks first, first + SPLIT, ...; x buffers [STAGES, BM, K] are this caller's own. T's copies may be in flight.
+def _work(x_a, x_b, t_a, t_b, p, first):
+    """Tile blocks first, first + step, ...; x buffers [STAGES, BM, K] are this caller's own. T's copies may be in flight.
 
     Loads run ahead across tile blocks, so that the pipeline never drains.
     """
-    warps: gl.constexpr = gl.num_warps()
-    layout: gl.constexpr = _mma(R * WT, warps)
-    BN: gl.constexpr = R * WT
-    xa, ma, ca, da = _image(x_c, stride_xn, W, window, W, BM, D, KIN_A, XV)
-    if KIN_B > 0:
-        xb, mb, cb, db = _image(x_c, stride_xn, W, window + KIN_A, W, BM, D, KIN_B, XV)
+    layout: gl.constexpr = _mma(p.R * p.WT, gl.num_warps())
+    a = _part(p, t_a, x_a, p.window, p.KIN_A)
+    b = a
+    if p.KIN_B > 0:
+        b = _part(p, t_b, x_b, p.window + p.KIN_A, p.KIN_B)
 
-    SYNC: gl.constexpr = XV == 1
-    p_block = gl.minimum(first, blocks - 1)
-    _g, p_ib, p_i, p_hi = _rows(p_block, image_blocks, H, pad_h, KH, R, D)
+    SYNC: gl.constexpr = p.XV == 1
+    p_block = gl.minimum(first, p.blocks - 1)
+    _g, p_ib, p_i, p_hi = p.rows(p_block)
     p_slot = 0
-    # the first STAGES - 2 steps; past the last step the last block's are read again, so that no load needs a condition
     if not SYNC:
-        for _step in gl.static_range(STAGES - 2):
-            shift = (p_ib * BM).to(gl.int64) * stride_xn * XV + p_i * W
-            _copy(x_a.index(p_slot), xa, ma, ca, da, shift, p_ib, p_i, N, H, BM, D, MASK_N, MASK_X, SYNC)
-            if KIN_B > 0:
-                _copy(x_b.index(p_slot), xb, mb, cb, db, shift, p_ib, p_i, N, H, BM, D, MASK_N, MASK_X, SYNC)
-            async_copy.commit_group()
+        for _step in gl.static_range(p.STAGES - 2):
+            _copy(p, a, b, p_slot, p_ib, p_i)
             p_slot += 1
-            p_i += D
-            if p_i >= p_hi:
-                p_block = gl.where(p_block + SPLIT < blocks, p_block + SPLIT, p_block)
-                _g, p_ib, p_i, p_hi = _rows(p_block, image_blocks, H, pad_h, KH, R, D)
+            p_block, p_ib, p_i, p_hi = p.advance(p_block, p_ib, p_i, p_hi)
 
     slot = 0
-    for block in range(first, blocks, SPLIT):
-        g, ib, lo, hi = _rows(block, image_blocks, H, pad_h, KH, R, D)
+    for block in range(first, p.blocks, p.step):
+        g, ib, lo, hi = p.rows(block)
         gl.assume(lo < hi)
-        acc = gl.zeros([BM, BN], gl.float32, layout)
-        for i in range(lo, hi, D):
+        acc = gl.zeros([p.BM, p.R * p.WT], gl.float32, layout)
+        for i in range(lo, hi, p.D):
             if SYNC:
-                shift = (ib * BM).to(gl.int64) * stride_xn * XV + i * W
-                _copy(x_a.index(slot), xa, ma, ca, da, shift, ib, i, N, H, BM, D, MASK_N, MASK_X, SYNC)
-                if KIN_B > 0:
-                    _copy(x_b.index(slot), xb, mb, cb, db, shift, ib, i, N, H, BM, D, MASK_N, MASK_X, SYNC)
-                async_copy.commit_group()  # T's copies
+                _copy(p, a, b, slot, ib, i)  # its group holds T's copies alone
                 async_copy.wait_group(0)
             else:
                 # this step's rows have landed, and every warp has passed its wait for the step before the last
-                async_copy.wait_group(STAGES - 3)
+                async_copy.wait_group(p.STAGES - 3)
             # wgmma reads through the async proxy: Triton 3.6 puts no fence behind asynchronous copies, later ones do
             fence_async_shared()
-            q = S_HI - (i + pad_h - g * R)
-            b = _window(t_a, q, R, WT, D * KIN_A)
-            acc = warpgroup_mma(x_a.index(slot), b.permute((1, 0)), acc, is_async=True)
-            if KIN_B > 0:
-                b = _window(t_b, q, R, WT, D * KIN_B)
-                acc = warpgroup_mma(x_b.index(slot), b.permute((1, 0)), acc, is_async=True)
-            slot = gl.where(slot == STAGES - 1, 0, slot + 1)
+            q = p.S_HI - (i + p.pad_h - g * p.R)
+            acc = a.multiply(slot, q, acc, p, p.KIN_A)
+            if p.KIN_B > 0:
+                acc = b.multiply(slot, q, acc, p, p.KIN_B)
+            slot = gl.where(slot == p.STAGES - 1, 0, slot + 1)
 
             if not SYNC:
-                shift = (p_ib * BM).to(gl.int64) * stride_xn * XV + p_i * W
-                _copy(x_a.index(p_slot), xa, ma, ca, da, shift, p_ib, p_i, N, H, BM, D, MASK_N, MASK_X, SYNC)
-                if KIN_B > 0:
-                    _copy(x_b.index(p_slot), xb, mb, cb, db, shift, p_ib, p_i, N, H, BM, D, MASK_N, MASK_X, SYNC)
-                async_copy.commit_group()
-                p_slot = gl.where(p_slot == STAGES - 1, 0, p_slot + 1)
-                p_i += D
-                if p_i >= p_hi:
-                    p_block = gl.where(p_block + SPLIT < blocks, p_block + SPLIT, p_block)
-                    _g, p_ib, p_i, p_hi = _rows(p_block, image_blocks, H, pad_h, KH, R, D)
-            acc = warpgroup_mma_wait(1 + (KIN_B > 0), deps=(acc,))
+                _copy(p, a, b, p_slot, p_ib, p_i)
+                p_slot = gl.where(p_slot == p.STAGES - 1, 0, p_slot + 1)
+                p_block, p_ib, p_i, p_hi = p.advance(p_block, p_ib, p_i, p_hi)
+            acc = warpgroup_mma_wait(1 + (p.KIN_B > 0), deps=(acc,))
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        _store(acc, residual_c, bias_c, out_c, g, ib, column0, N, OH, OW, stride_rn, stride_on, BM, R, WT, OV, STORE,
-               ACTIVATION, HAS_RESIDUAL)  # fmt: skip
+        _store(acc, p, g, ib)
     async_copy.wait_group(0)
 
 
@@ -274,7 +337,13 @@ def resident_kernel(
     residual_c = out_c
     if HAS_RESIDUAL:
         residual_c = residual + c * stride_rc * OV
-    blocks = groups * image_blocks
+    p = _Program(
+        x_c=x_c, residual_c=residual_c, out_c=out_c, bias_c=bias_c, blocks=groups * image_blocks, image_blocks=image_blocks,
+        step=SPLIT * (2 if SECOND_REGISTERS else 1), N=N, H=H, W=W, OH=OH, OW=OW,
+        stride_xn=stride_xn, stride_rn=stride_rn, stride_on=stride_on, pad_h=pad_h, KH=KH, window=window, column0=column0,
+        S_HI=S_HI, R=R, WT=WT, D=D, KIN_A=KIN_A, KIN_B=KIN_B, BM=BM, XV=XV, OV=OV, STAGES=STAGES, STORE=STORE,
+        MASK_N=MASK_N, MASK_X=MASK_X, ACTIVATION=ACTIVATION, HAS_RESIDUAL=HAS_RESIDUAL,
+    )  # fmt: skip
     if SECOND_REGISTERS:
         async_copy.commit_group()
         async_copy.wait_group(0)
@@ -285,14 +354,8 @@ def resident_kernel(
         else:
             y_b = y_a
         gl.warp_specialize([
-            (_work, (x_a, x_b, t_a, t_b, x_c, residual_c, out_c, bias_c, share * 2, SPLIT * 2, blocks, image_blocks,
-                     N, H, W, OH, OW, stride_xn, stride_rn, stride_on, pad_h, KH, window, column0, S_HI,
-                     R, WT, D, KIN_A, KIN_B, BM, XV, OV, STAGES, STORE, MASK_N, MASK_X, ACTIVATION, HAS_RESIDUAL)),
-            (_work, (y_a, y_b, t_a, t_b, x_c, residual_c, out_c, bias_c, share * 2 + 1, SPLIT * 2, blocks, image_blocks,
-                     N, H, W, OH, OW, stride_xn, stride_rn, stride_on, pad_h, KH, window, column0, S_HI,
-                     R, WT, D, KIN_A, KIN_B, BM, XV, OV, STAGES, STORE, MASK_N, MASK_X, ACTIVATION, HAS_RESIDUAL)),
+            (_work, (x_a, x_b, t_a, t_b, p, share * 2)),
+            (_work, (y_a, y_b, t_a, t_b, p, share * 2 + 1)),
         ], [4], [SECOND_REGISTERS])  # fmt: skip
     else:
-        _work(x_a, x_b, t_a, t_b, x_c, residual_c, out_c, bias_c, share, SPLIT, blocks, image_blocks,
-              N, H, W, OH, OW, stride_xn, stride_rn, stride_on, pad_h, KH, window, column0, S_HI,
-              R, WT, D, KIN_A, KIN_B, BM, XV, OV, STAGES, STORE, MASK_N, MASK_X, ACTIVATION, HAS_RESIDUAL)  # fmt: skip
+        _work(x_a, x_b, t_a, t_b, p, share)
