@@ -177,10 +177,9 @@ class RepLKNetStage(nn.Module):
 
     def forward(self, x: Tensor, out_layout: str | None = None) -> Tensor:
         """x (N, C, H, W) -> the same shape, stored in ``out_layout`` by the last block where that is fused."""
-        for block in self.blocks[:-1]:
-            x = run(block, x, self.grad_checkpointing)
-        for block in self.blocks[-1:]:
-            x = run(block, x, self.grad_checkpointing, out_layout)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            x = run(block, x, self.grad_checkpointing, out_layout if i == last else None)
         return x
 
     def merge(self) -> None:

@@ -8,6 +8,7 @@ see ``skips.py``.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -58,6 +59,14 @@ def _missing_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "no CUDA or ROCm GPU"
+
+
+@pytest.fixture(autouse=True)
+def no_remembered_calls() -> None:
+    """What a test replaces decides its own calls."""
+    second_call = sys.modules.get("lk_triton.ops.second_call")
+    if second_call is not None:
+        second_call.forget()
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class Memory:
     def tensor(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A CUDA tensor whose memory nobody may touch."""
         storage = torch._C._construct_storage_from_data_pointer(next(self._addresses), GPU, BLOCK)
-        facts = {"device": GPU, "dtype": dtype, "size": tuple(shape), "stride": tuple(strides), "storage_offset": 0}
+        facts = {"device": GPU, "dtype": dtype, "size": shape, "stride": strides, "storage_offset": 0}
         return torch._C._construct_CUDA_Tensor_From_Storage_And_Metadata(facts, storage)
 
     def like(self, meta: Tensor) -> Tensor:
@@ -64,16 +64,18 @@ def replace_torch(memory: Memory) -> None:
     empty, empty_strided = torch.empty, torch.empty_strided
 
     def ours(device: Any) -> bool:
-        return device is not None and torch.device(device).type == "cuda"
+        return device == GPU or (device is not None and torch.device(device).type == "cuda")
 
     def strided(shape: Any, strides: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
-        if device is not GPU and not ours(device):
+        if not ours(device):
             return empty_strided(shape, strides, dtype=dtype, device=device, **options)
         return memory.tensor(shape, strides, dtype)
 
     def dense(*shape: Any, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
         if not ours(device):
             return empty(*shape, dtype=dtype, device=device, **options)
+        if type(shape[0]) is int and len(shape) == 1:
+            return memory.tensor(shape, (1,), dtype)
         return memory.like(empty(*shape, dtype=dtype, device="meta", **options))
 
     torch.empty, torch.empty_strided = dense, strided  # pyright: ignore[reportAttributeAccessIssue]
@@ -83,14 +85,14 @@ def replace_torch(memory: Memory) -> None:
     F.linear = lambda x, w, b=None: memory.tensor((x.shape[0], w.shape[0]), (w.shape[0], 1), x.dtype)  # pyright: ignore
 
 
-def network(memory: Memory, tiny: bool, shape: tuple[int, int, int, int]) -> nn.Module:
-    """The fused network, prepared for images of ``shape``."""
+def network(memory: Memory, tiny: bool) -> RepLKNet:
+    """The fused network."""
     options: dict[str, Any] = {"fused": True, "device": "meta", "dtype": torch.float16}
     model = TINY(**options) if tiny else create_model("replknet_31b", **options)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(memory.like(parameter), requires_grad=False))
-    return model.eval().prepare(shape)
+    return model.eval()
 
 
 @torch.inference_mode()
@@ -108,7 +110,7 @@ def main() -> None:
         memory = Memory()
         replace_torch(memory)
         shape = (2 if options.tiny else 1, 3, 224, 224)
-        model, images = network(memory, options.tiny, shape), memory.like(torch.empty(shape, dtype=torch.float16))
+        model, images = network(memory, options.tiny).prepare(shape), memory.like(torch.empty(shape, dtype=torch.float16))
         for _ in range(WARM_UP):
             model(images)
         driver.take()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..gpu import Gpu
 from ..ops import layout
 from ..ops.problem import ConvProblem, Operands, Problem
 from .cost.roofline import Estimate, conversions
-from .launch_cache import launch_again
+from .launch_cache import find, launch_again
 
 Config = Any
 """A frozen dataclass of compile-time choices; each algorithm has its own."""
@@ -93,6 +94,13 @@ class Algorithm(Protocol):
         """
         ...
 
+    def repeated(self, problem: Any, config: Config, operands: Operands, out: Tensor) -> Callable[[Operands], Tensor]:
+        """``launch`` for calls like the one of ``operands`` that has just returned ``out``: for tensors of the same form.
+
+        It keeps no tensor alive.
+        """
+        ...
+
 
 @dataclass
 class KernelLaunch:
@@ -153,6 +161,10 @@ class Versioned:
     def beaten(self, problem: Any) -> str | None:
         """By nothing that is known."""
         return None
+
+    def repeated(self, problem: Any, config: Any, operands: Operands, out: Tensor) -> Callable[[Operands], Tensor]:
+        """``launch``."""
+        return partial(cast("Any", self).launch, problem, config)
 
 
 class WithoutChoices(Versioned):
@@ -224,6 +236,23 @@ class TritonAlgorithm(Versioned):
             return launch
 
         launch_again((self.name, problem, config), early, self.tensors(operands, out), first, out.device)
+
+    def repeated(self, problem: Any, config: Any, operands: Operands, out: Tensor) -> Callable[[Operands], Tensor]:
+        """The compiled kernel alone, where nothing else was launched: no tensor was copied."""
+        again = find((self.name, problem, config), _dependent_launches(out.device), self.tensors(operands, out), out.device)
+        ready = dense_operands(problem, operands)
+        copied = conversions(problem) or any(ready[role] is not tensor for role, tensor in operands.items())
+        if again is None or copied:
+            return super().repeated(problem, config, operands, out)
+        wanted = problem.output()
+        allocate, tensors, index = layout.allocator(wanted.shape, wanted.layout, out), self.tensors, out.device.index
+
+        def run(operands: Operands) -> Tensor:
+            out = allocate()
+            again.run(tensors(operands, out), index)
+            return out
+
+        return run
 
     def tensors(self, operands: Operands, out: Tensor) -> dict[str, Tensor]:
         """What a launch reads and writes, by the names of the kernel's parameters."""

@@ -27,7 +27,11 @@ class Relaunch:
     """
 
     def __init__(self, launch: KernelLaunch, compiled: Any, tensors: Tensors) -> None:
-        self.compiled = compiled
+        from triton import knobs
+        from triton.runtime import driver
+
+        self.compiled, self.launch = compiled, compiled.run
+        self.hooks, self.stream_of = knobs.runtime, cast("Any", driver.active).get_current_stream
         self.grid = (*launch.grid, 1, 1)[:3]  # a compiled kernel wants all three
         self.args = [launch.args[name] for name in launch.kernel.arg_names]
         self.plain: list[tuple[int, str]] = []
@@ -47,21 +51,25 @@ class Relaunch:
                 self.described.append((position, name, type(argument), {**vars(argument), "base": None}))
 
     def run(self, tensors: Tensors, index: int | None) -> None:
-        """Launch on the current device, whose number ``index`` is, and its current stream: as Triton's JIT does at its end."""
-        from triton import knobs
-        from triton.runtime import driver
-
+        """Launch on the device with the number ``index`` and its current stream."""
+        if index != torch.cuda.current_device():
+            with torch.cuda.device(index):
+                return self.run(tensors, index)
         args = self.args.copy()
         for position, name in self.plain:
             args[position] = tensors[name]
         for position, name, kind, facts in self.described:
             args[position] = descriptor = object.__new__(kind)  # whose constructor checks what was checked
             descriptor.__dict__.update(facts, base=tensors[name])
-        compiled, active = self.compiled, cast("Any", driver.active)
-        stream = active.get_current_stream(index)
-        enter, leave = _asked(knobs.runtime.launch_enter_hook), _asked(knobs.runtime.launch_exit_hook)
+        self._launch(args, self.stream_of(index))
+        return None
+
+    def _launch(self, args: list[Any], stream: Any) -> None:
+        """As Triton's JIT does at its end."""
+        compiled, hooks = self.compiled, self.hooks
+        enter, leave = _asked(hooks.launch_enter_hook), _asked(hooks.launch_exit_hook)
         metadata = None if enter is None else compiled.launch_metadata(self.grid, stream, *args)
-        compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *args)
+        self.launch(*self.grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *args)
 
 
 def _asked(hook: Any) -> Any:
@@ -86,18 +94,23 @@ def launch_again(
         first: builds the launch from the same tensors.
         device: where they lie.
     """
-    index = device.index
-    key = (form, early, index, signature(tensors))
+    key = _key(form, early, tensors, device)
     known = _known.get(key)
-    if known is None:
-        launch = first()
-        compiled = launch.run(device)
-        if device.type == "cuda" and hasattr(compiled, "function"):
-            if len(_known) >= LIMIT:
-                _known.clear()
-            _known[key] = Relaunch(launch, compiled, tensors)
-    elif index == torch.cuda.current_device():
-        known.run(tensors, index)
-    else:
-        with torch.cuda.device(device):
-            known.run(tensors, index)
+    if known is not None:
+        known.run(tensors, device.index)
+        return
+    launch = first()
+    compiled = launch.run(device)
+    if device.type == "cuda" and hasattr(compiled, "function"):
+        if len(_known) >= LIMIT:
+            _known.clear()
+        _known[key] = Relaunch(launch, compiled, tensors)
+
+
+def find(form: tuple[Any, ...], early: bool, tensors: Tensors, device: torch.device) -> Relaunch | None:
+    """What ``launch_again`` with these arguments would repeat, if it has launched it."""
+    return _known.get(_key(form, early, tensors, device))
+
+
+def _key(form: tuple[Any, ...], early: bool, tensors: Tensors, device: torch.device) -> tuple[Any, ...]:
+    return form, early, device.index, signature(tensors)

@@ -60,7 +60,9 @@ class TorchAlgorithm(WithoutChoices):
             x = x.contiguous(memory_format=torch.contiguous_format if planes else torch.channels_last)
         elif x.dtype == torch.float32 and problem.precision != "tf32":
             x = x.contiguous()
-        y = activate_(convolve(problem, x, operands["weight"], operands.get("bias")), problem.epilogue.activation)
+        y = convolve(problem, x, operands["weight"], operands.get("bias"))
+        if problem.epilogue.activation is not None:
+            y = activate_(y, problem.epilogue.activation)
         if "residual" in operands:
             y += operands["residual"]
         return layout.conform(y, problem.out_layout)

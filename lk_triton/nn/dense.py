@@ -33,10 +33,10 @@ class PointwiseConv2d(FusedConv2d, PrepackedConv2d):
         self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None
     ) -> Tensor:
         """x (N, Cin, H, W), residual (N, Cout, H, W) or None -> (N, Cout, H, W) in ``out_layout``, see ``dense_conv2d``."""
-        bank, bank_format = self._prepacked_weight()
+        (weight, bias), (bank, bank_format) = self._weight_and_bias(), self._prepacked_weight()
         return library.dense_conv2d(
-            x=x, weight=self.weight, bias=self.bias, residual=residual, bank=bank, stride=1, padding=0,
-            activation=self.activation, out_layout=out_layout, algorithm="auto", bank_format=bank_format,
+            x=x, weight=weight, bias=bias, residual=residual, bank=bank, stride=1, padding=0,
+            activation=self._activation, out_layout=out_layout, algorithm="auto", bank_format=bank_format,
         )  # fmt: skip
 
     def _example(self) -> tuple[int, int, int, int]:

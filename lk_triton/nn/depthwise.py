@@ -68,10 +68,10 @@ class DepthwiseConv2d(FusedConv2d, PrepackedConv2d):
         self, x: Tensor, residual: Tensor | None = None
     ) -> Tensor:
         """x (N, C, H, W), residual of the output's shape or None -> (N, C * multiplier, OH, OW)."""
-        bank, bank_format = self._prepacked_weight()
+        (weight, bias), (bank, bank_format) = self._weight_and_bias(), self._prepacked_weight()
         return library.depthwise_conv2d(
-            x=x, weight=self.weight, bias=self.bias, residual=residual, bank=bank, stride=self.stride, padding=self.padding,
-            dilation=self.dilation, activation=self.activation, precision=self.precision, algorithm="auto",
+            x=x, weight=weight, bias=bias, residual=residual, bank=bank, stride=self.stride, padding=self.padding,
+            dilation=self.dilation, activation=self._activation, precision=self.precision, algorithm="auto",
             bank_format=bank_format,
         )  # fmt: skip
 

@@ -50,7 +50,7 @@ class ConvFFN2d(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None) -> Tensor:
         """x (N, C, H, W), residual of the same shape or None -> the same shape, where fused in ``out_layout``."""
-        layers = plain_layers((self.pw1, self.pw2), FFN)
+        layers = plain_layers((self.pw1, self.pw2), FFN) if x.shape[1] in WIDTHS else None
         if layers is None or layers[1].activation is not None or not self._in_one_kernel(x, layers, residual, out_layout):
             return self.pw2(self.pw1(x), residual, out_layout)
         first, second = layers

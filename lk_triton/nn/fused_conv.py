@@ -63,6 +63,12 @@ class FusedConv2d(_ConvNd):
         """What the sum goes through. Fixed, as the class depends on it: ``with_activation`` makes another layer."""
         return self._activation
 
+    def _weight_and_bias(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The attributes; past ``nn.Module``'s look-up, which is slow, where they are parameters of this very module."""
+        own = self._parameters
+        weight = own.get("weight")
+        return (self.weight, self.bias) if weight is None or "bias" not in own else (weight, own["bias"])
+
     def with_activation(self, activation: str | None) -> Self:
         """This layer with another activation; it shares the parameters."""
         check_activation(activation)

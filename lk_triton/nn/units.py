@@ -37,17 +37,18 @@ class ConvUnit(nn.Module):
     @property
     def fused(self) -> bool:
         """Whether the BatchNorm is folded into the convolution."""
-        return not hasattr(self, "bn")
+        return "bn" not in self._modules
 
     def forward(self, x: Tensor, residual: Tensor | None = None, out_layout: str | None = None) -> Tensor:
         if not self.fused:
             y = activate(self.bn(self.conv(x)), self.activation)
             return y if residual is None else residual + y
-        if isinstance(self.conv, DepthwiseConv2d):
-            return self.conv(x, residual)
-        if isinstance(self.conv, FusedConv2d):
-            return self.conv(x, residual, out_layout)
-        return _epilogue(self.conv(x), self.activation, residual)
+        conv = self.conv
+        if isinstance(conv, DepthwiseConv2d):
+            return conv(x, residual)
+        if isinstance(conv, FusedConv2d):
+            return conv(x, residual, out_layout)
+        return _epilogue(conv(x), self.activation, residual)
 
     @torch.no_grad()
     def fuse(self, pre_norm: _BatchNorm | None = None) -> ConvUnit:

@@ -40,6 +40,11 @@ def plan_for_call(problem: Problem, device: torch.device, algorithm: str, bank_f
     return chosen
 
 
+def may_tune(chosen: Plan) -> bool:
+    """Whether a later call with this plan may have its problem tuned: the next one, or the one after it."""
+    return os.environ.get(VARIABLE) == "1" and chosen.source in UNMEASURED
+
+
 def _tune_once(problem: Problem, device: torch.device, gpu: gpus.Gpu) -> None:
     """Tune, unless that was tried before in this process or may not be done now. A failure must not reach the call."""
     with _tuning:

@@ -69,7 +69,12 @@ def reload() -> None:
 
 def state() -> tuple[str | None, bool, int, bool]:
     """What a lookup depends on besides its arguments; whoever remembers lookups remembers them by this too."""
-    return os.environ.get(VARIABLE), distributed(), _generation, _unmeasured.get()
+    return os.environ.get(VARIABLE), *state_in_process()
+
+
+def state_in_process() -> tuple[bool, int, bool]:
+    """Of that, what is no environment variable."""
+    return distributed(), _generation, _unmeasured.get()
 
 
 @contextlib.contextmanager

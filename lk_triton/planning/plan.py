@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ..algorithms.cost.roofline import Estimate
 from ..algorithms.dense.cublas import rounds_products
 from ..algorithms.layerwise import LayerwiseAlgorithm
 from ..gpu import Gpu
+from ..ops.dense import torch_allows_tf32
 from ..ops.problem import Operands, Problem
 from . import cache
 from .choice import AS_IT_IS, Choice
@@ -135,11 +137,21 @@ def plan(
 
 
 _distrusted: dict[tuple[Problem, Gpu], frozenset[str]] = {}
+_distrusts = 0
+"""How often something was added to it."""
 
 
 def distrust(problem: Problem, gpu: Gpu, name: str) -> None:
     """Have no automatic choice of this process take the algorithm called ``name`` for ``problem`` on ``gpu`` again."""
+    global _distrusts
+    _distrusts += 1
     _distrusted[problem, gpu] = _distrusted.get((problem, gpu), frozenset()) | {name}
+
+
+def state(x: torch.Tensor) -> tuple[Any, ...]:
+    """What a plan for a call on ``x`` depends on besides the problem and environment variables, in values that compare."""
+    rounding = (rounds_products(), torch_allows_tf32(x.device)) if x.dtype == torch.float32 and x.is_cuda else None
+    return _preferred.get(), _distrusts, cache.state_in_process(), torch._C._get_mkldnn_enabled(), rounding
 
 
 def at_least_one_image(problem: Problem) -> Problem:

@@ -107,6 +107,14 @@ def due(problem: Problem, chosen: plan.Plan, x: Tensor) -> bool:
     return kernel and share > 0 and random.random() < share and not _may_not(x)
 
 
+def settled(problem: Problem, chosen: plan.Plan, x: Tensor) -> bool:
+    """Whether no later call like this one is checked, as long as LK_TRITON_VERIFY stays what it is."""
+    if not _on_gpu(x):
+        return True
+    kernel = _settled.get((problem, chosen.algorithm, chosen.config, x.device))
+    return kernel is False or (mode().share == 0 and (kernel is True or not mode().first))
+
+
 def agrees(
     problem: Problem, chosen: plan.Plan, compute: Callable[[Operands], Tensor], operands: Operands, forced: bool
 ) -> bool:

@@ -22,9 +22,27 @@ from lk_triton.algorithms import launch_cache as relaunch
 from lk_triton.bench.network import SIZES
 from lk_triton.bench.stub import build
 from lk_triton.bench.stub.driver import Driver, Launch
-from lk_triton.bench.stub.eager import TINY
-from lk_triton.bench.stub.pretend import LOWEST_ADDRESS, become
+from lk_triton.bench.stub.eager import TINY, Memory, network, replace_torch
+from lk_triton.bench.stub.pretend import LOWEST_ADDRESS, become, machine
 from lk_triton.models import create_model
+from lk_triton.ops import second_call
+from lk_triton.planning import verify
+
+
+class LookedUp:
+    """How often a launch was looked up by what it is: not, where the call is remembered."""
+
+    calls = 0
+
+    @classmethod
+    def count(cls) -> None:
+        launch_again = base.launch_again
+
+        def counted(*args: Any) -> None:
+            cls.calls += 1
+            launch_again(*args)
+
+        base.launch_again = counted
 
 
 class Forgetful(dict[Any, Any]):
@@ -40,17 +58,25 @@ def main() -> None:
     parser.add_argument("dtype")
     parser.add_argument("batches", type=int, nargs="+")
     parser.add_argument("--early", action="store_true", help="kernels may start early")
+    parser.add_argument("--remembered", action="store_true", help="calls are remembered too: on tensors of torch's own class")
     parser.add_argument("--sabotage", choices=SABOTAGE)
     options = parser.parse_args()
     if options.early:
         os.environ[base.PDL] = "1"
+    LookedUp.count()
     if options.sabotage:
         SABOTAGE[options.sabotage]()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        driver = become(build(Path(folder)))
-        placed: dict[str, Any] = {"device": "cuda", "dtype": getattr(torch, options.dtype)}
-        model = TINY(**placed) if options.model == "small" else create_model(options.model, **placed)
-        model.eval().convert("fused")
+        if options.remembered:
+            os.environ[verify.VARIABLE] = "0"  # nothing computes
+            driver, memory = machine(build(Path(folder))), Memory()
+            replace_torch(memory)
+            model = network(memory, options.model == "small")
+        else:
+            driver = become(build(Path(folder)))
+            placed: dict[str, Any] = {"device": "cuda", "dtype": getattr(torch, options.dtype)}
+            model = TINY(**placed) if options.model == "small" else create_model(options.model, **placed)
+            model.eval().convert("fused")
         for batch in options.batches:
             print(json.dumps(compare(driver, model, batch, SIZES.get(options.model, 224))), flush=True)
 
@@ -65,17 +91,24 @@ def compare(driver: Driver, model: Any, batch: int, size: int) -> dict[str, Any]
     remembered = relaunch._known
     for known in (Forgetful(), remembered, remembered):
         relaunch._known = known
+        if known is not remembered:
+            second_call.forget()
+        before = LookedUp.calls
         images = torch.empty(shape, device="cuda", dtype=dtype)
         kept += [images, model(images)]
         launches, more = driver.take()
         passes.append(launches)
         refused += more
+        again = LookedUp.calls - before
+        if known is not remembered:
+            second_call.forget()
     persistent = addresses(model)
     built = passes[0]
     differences = [d for repeated in passes[1:] for d in compare_launches(built, repeated, persistent)]
     return {
         "batch": batch, "launches": len(built), "packing": len(packing), "refused": refused, "differences": differences,
-        "early": sum(launch.early for launch in built), "kernels": len({launch.kernel for launch in built}),
+        "looked_up": again, "early": sum(launch.early for launch in built),
+        "kernels": len({launch.kernel for launch in built}),
     }  # fmt: skip
 
 

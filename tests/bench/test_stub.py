@@ -87,6 +87,12 @@ def test_a_small_network_as_it_is() -> None:
     check(launch("small", "float16", "2"), launches=8)
 
 
+def test_remembered_calls_launch_the_same() -> None:
+    found = launch("small", "float16", "2", "--remembered")
+    check(found, launches=8)
+    assert [network["looked_up"] for network in found] == [0]
+
+
 @pytest.mark.parametrize(("sabotage", "says"), [("grid", "became"), ("stride", "argument"), ("stale", "argument")])
 def test_wrong_repeated_launches_are_seen(sabotage: str, says: str) -> None:
     (found,) = launch("small", "float16", "2", "--sabotage", sabotage)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...gpu import Gpu
 from ...ops import layout
 from ...ops.problem import DenseProblem, Epilogue, Operands
-from ..base import KernelLaunch, WithoutChoices, dense_operands, planar
+from ..base import KernelLaunch, Versioned, WithoutChoices, dense_operands, planar
 from ..cost.roofline import LAUNCH_SECONDS, MMA_SHARE, Estimate, activation_bytes, roofline
 from ..needs import needs_pointwise
 from .base import PixelMatrixAlgorithm, pixels, row_arguments, weight_bytes
@@ -76,6 +76,8 @@ class CublasAlgorithm(WithoutChoices, PixelMatrixAlgorithm):
             "HAS_BIAS": bias is not None, "ACTIVATION": problem.epilogue.activation, "HAS_RESIDUAL": residual is not None,
         }  # fmt: skip
         return KernelLaunch(epilogue_kernel, (problem.out_channels * blocks,), args, num_warps=4, num_stages=1)
+
+    repeated = Versioned.repeated  # the kernel is not all that is launched
 
     def launch(self, problem: DenseProblem, config: CublasConfig, operands: Operands) -> Tensor:
         """The product in the memory order of x, then the epilogue, which also changes the order where it must."""
