@@ -92,6 +92,19 @@ def test_transforms_of_torch_func(kind: str, interpret: str, monkeypatch: pytest
     torch.testing.assert_close(vmap(grad(loss))(several), torch.stack([grad(loss)(one) for one in several]))
 
 
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_vmap_over_weights_takes_x_in_any_memory_order(kind: str) -> None:
+    function, (x, weight, *others) = posed(kind)
+    weights = torch.stack([weight, 2 * weight])
+    for order in (torch.contiguous_format, torch.channels_last):
+        shared = x.contiguous(memory_format=order)
+        y = vmap(lambda w, shared=shared: function(shared, w, *others))(weights)
+        torch.testing.assert_close(y, torch.stack([function(shared, w, *others) for w in weights]))
+        several = torch.stack([shared, 2 * shared], 1)
+        y = vmap(lambda one: function(one, weight, *others), in_dims=1)(several)
+        torch.testing.assert_close(y, torch.stack([function(one, weight, *others) for one in several.unbind(1)]))
+
+
 def test_a_forced_algorithm_is_refused() -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3)
 
