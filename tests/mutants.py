@@ -46,8 +46,8 @@ MUTANTS = {
         "tests/algorithms/test_dense.py::test_vectors_end_where_rows_do",
     ),
     "one loaded kernel for all devices": Mutant(
-        "lk_triton/algorithms/launch_cache.py", "key = (form, early, index, signature(tensors))",
-        "key = (form, early, signature(tensors))",
+        "lk_triton/algorithms/launch_cache.py", "return form, early, device.index, signature(tensors)",
+        "return form, early, signature(tensors)",
         "tests/algorithms/test_relaunch.py::test_each_device_has_its_own",
     ),
     "the mean of the rounds": Mutant(
