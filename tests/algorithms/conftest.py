@@ -75,10 +75,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
         recorder.dots.append((*a.data.shape, b.data.shape[1]))
         return dot(self, a, b, *rest)
 
-    def create_masked_load(self, pointers, mask, *rest):
+    def create_masked_load(self, pointers, mask, *rest, **options):
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
         recorder.loads.append((recorder.programs, addresses))
-        return load(self, pointers, mask, *rest)
+        return load(self, pointers, mask, *rest, **options)
 
     def create_fmul(self, a, b):
         recorder.products += a.data.size

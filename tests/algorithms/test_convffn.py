@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 import torch
 from compilation import compile_all
-from torch import Tensor
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
-from lk_triton.algorithms.base import with_prepacked
 from lk_triton.algorithms.fused.ffn.cost import issued_macs, shared_bytes, tensor_columns, weight_bytes
 from lk_triton.algorithms.fused.ffn.host import ConvffnAlgorithm
-from lk_triton.ops import layout
-from lk_triton.ops.problem import Epilogue, FfnProblem, Operands
+from lk_triton.ops.problem import Epilogue, FfnProblem
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
@@ -27,46 +24,6 @@ CONVFFN, LAYERWISE = ConvffnAlgorithm(), registry.get("layerwise")
 CHANNEL_MAJOR: dict[str, Any] = {"layout": "channel_major", "out_layout": "channel_major"}
 STAGE1 = FfnProblem(64, 128, 56, 56, 512, **CHANNEL_MAJOR)
 STAGE2 = FfnProblem(64, 256, 28, 28, 1024, **CHANNEL_MAJOR)
-
-
-def random_problem(rng: random.Random) -> FfnProblem:
-    order = rng.choice(["channel_major", "channel_major", "nchw", "channels_last"])
-    out_layout = rng.choice([order, "nchw", "channel_major"])
-    n = rng.choice([1, 2, 3]) if order == "channel_major" else 1
-    h = rng.randint(1, 9) if order == out_layout == "channel_major" else 8
-    return FfnProblem(
-        n, rng.choice([64, 64, 128]), h, rng.randint(1, 9), rng.choice([32, 64, 96]),
-        dtype=rng.choice(["float16", "bfloat16"]), layout=order, out_layout=out_layout,
-        epilogue=Epilogue(True, rng.choice(["gelu", "relu", "silu"]), rng.random() < 0.7),
-    )  # fmt: skip
-
-
-def test_random_problems_and_configs() -> None:
-    """Outputs start as NaN; all algorithms in the interpreter."""
-    rng = random.Random(5)
-    torch.manual_seed(0)
-    seen = set()
-    for _ in range(24):
-        problem = random_problem(rng)
-        gate = Gate(problem, CPU)
-        for name, algorithm in registry.meant_for(problem).items():
-            assert algorithm.why_not(problem, gpus.of(CPU)) is None
-            configs, tma = algorithm.configs(problem, H100), rng.random() < 0.5
-            config = rng.choice([c for c in configs if getattr(c, "tma", tma) == tma])
-            operands = with_prepacked(algorithm, problem, config, gate.operands)
-
-            def run(_: Operands, a=algorithm, p=problem, c=config, o=operands) -> Tensor:
-                out = a.launch(p, c, o)
-                assert out.stride() == layout.strides(p.out_shape, p.out_layout)
-                return out
-
-            verdict = gate.check(run)
-            assert verdict.ok, (problem, name, config, verdict)
-            seen.add((name, getattr(config, "tma", None), problem.dtype))
-    assert {name for name, _, _ in seen} == {"convffn", "layerwise", "torch"}
-    assert {(tma, dtype) for name, tma, dtype in seen if name == "convffn"} == {
-        (tma, dtype) for tma in (True, False) for dtype in ("float16", "bfloat16")
-    }
 
 
 def test_pointers_are_as_right_as_descriptors() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import drawing
 import pytest
 import torch
 from compilation import compile_all
@@ -17,11 +18,10 @@ from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import with_prepacked
 from lk_triton.algorithms.dense.base import row_arguments
 from lk_triton.algorithms.dense.implicit_gemm.host import ImplicitGemmAlgorithm
-from lk_triton.algorithms.dense.implicit_gemm.host import issued_macs as stem_macs
 from lk_triton.algorithms.dense.pointwise.cost import issued_macs, operand_bytes, shared_bytes, tensor_columns
 from lk_triton.algorithms.dense.pointwise.host import PointwiseAlgorithm
 from lk_triton.ops import layout
-from lk_triton.ops.problem import DenseProblem, Epilogue, FfnProblem, Operands
+from lk_triton.ops.problem import DenseProblem, Epilogue, FfnProblem
 from lk_triton.planning.accuracy import Gate
 from lk_triton.planning.plan import plan
 
@@ -30,71 +30,16 @@ CPU = torch.device("cpu")
 POINTWISE, IMPLICIT_GEMM = PointwiseAlgorithm(), ImplicitGemmAlgorithm()
 
 
-def random_problem(rng: random.Random, pointwise: bool) -> DenseProblem:
-    fields: dict[str, Any] = {"kh": 1, "kw": 1}
-    if not pointwise:
-        fields = {"kh": 3, "kw": rng.choice([1, 3]), "stride": rng.choice([(1, 1), (2, 2), (1, 2)]), "padding": (1, 1)}
-    order = rng.choice(["nchw", "channel_major", "channel_major", "channels_last"])
-    return DenseProblem(
-        rng.choice([1, 2, 3]), rng.choice([3, 8, 20, 64, 72, 640] if pointwise else [1, 3, 4]), rng.randint(1, 9),
-        rng.randint(1, 9), rng.choice([1, 8, 33, 64, 130]), **fields,
-        dtype=rng.choice(["float16", "float32", "bfloat16"]), layout=order,
-        out_layout=rng.choice([order, "nchw", "channel_major"]),
-        epilogue=Epilogue(rng.random() < 0.8, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("pointwise", [True, False])
-def test_random_problems_and_configs(pointwise: bool) -> None:
-    rng = random.Random(3)
-    torch.manual_seed(0)
-    seen = set()
-    for _ in range(40 if pointwise else 25):
-        problem = random_problem(rng, pointwise)
-        gate = Gate(problem, CPU)
-        for name, algorithm in registry.meant_for(problem).items():
-            if algorithm.why_not(problem, gpus.of(CPU)) is not None:
-                continue
-            configs = algorithm.configs(problem, H100)
-            config = rng.choice([c for c in configs if getattr(c, "tma", False)] or configs)
-            operands = with_prepacked(algorithm, problem, config, gate.operands)
-
-            def run(_: Operands, a=algorithm, p=problem, c=config, o=operands) -> torch.Tensor:
-                out = a.launch(p, c, o)
-                assert out.stride() == layout.strides(p.out_shape, p.out_layout)
-                return out
-
-            verdict = gate.check(run)
-            assert verdict.ok, (problem, name, config, verdict)
-            seen.add((name, getattr(config, "tma", None), problem.dtype))
-    kinds = {name for name, _, _ in seen}
-    assert kinds == ({"pointwise", "cublas", "torch"} if pointwise else {"implicit_gemm", "torch"})
-    if pointwise:
-        assert {tma for name, tma, _ in seen if name == "pointwise"} == {True, False}
-        assert {dtype for name, _, dtype in seen if name == "pointwise"} == {"float16", "bfloat16", "float32"}
-
-
 def test_counted_work_is_what_the_kernel_does(recorded) -> None:
     rng = random.Random(1)
     for _ in range(20):
-        problem = replace(random_problem(rng, True), layout="nchw", out_layout="nchw", dtype="float16", h=4, w=8)
+        problem = replace(drawing.pointwise(rng), layout="nchw", out_layout="nchw", dtype="float16", h=4, w=8)
         config = rng.choice([c for c in POINTWISE.configs(problem, H100) if not c.tma])
         gate = Gate(problem, CPU)
         recorded.clear()
         POINTWISE.launch(problem, config, gate.operands)
         assert recorded.macs == issued_macs(problem, config)
         assert tuple(recorded.bytes_of(gate.operands[role]) for role in ("x", "weight")) == operand_bytes(problem, config)
-
-
-def test_counted_work_of_the_stem(recorded) -> None:
-    rng = random.Random(2)
-    for _ in range(8):
-        problem = replace(random_problem(rng, False), dtype="float16")
-        config = rng.choice(IMPLICIT_GEMM.configs(problem, H100))
-        gate = Gate(problem, CPU)
-        recorded.clear()
-        IMPLICIT_GEMM.launch(problem, config, gate.operands)
-        assert recorded.macs == stem_macs(problem, config)
 
 
 def test_tensor_descriptors_only_where_they_are_legal() -> None:

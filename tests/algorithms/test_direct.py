@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from compilation import compile_all
+from drawing import depthwise
 from numerics import assert_accurate
 
 import lk_triton
@@ -32,26 +33,6 @@ H100 = gpus.TABLE["h100"]
 def problem(n: int, c: int, h: int, w: int, k: int, dtype: str = "float16", stride: int = 1) -> ConvProblem:
     epilogue = Epilogue(bias=True, activation="silu", residual=True)
     return ConvProblem(n, c, h, w, k, k, (stride, stride), (k // 2, k // 2), dtype=dtype, epilogue=epilogue)
-
-
-def draw(rng: random.Random, dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32"), **fixed) -> ConvProblem:
-    """A problem that ``direct`` serves: small, of any kind."""
-    while True:
-        kh, kw = rng.choice([1, 2, 3, 3, 5, 6]), rng.choice([1, 2, 3, 3, 4, 5, 7, 9])
-        dilation = (rng.choice([1, 1, 1, 2, 3]), rng.choice([1, 1, 1, 2, 3, 12]))
-        stride = (rng.choice([1, 1, 1, 2, 2, 3]), rng.choice([1, 1, 1, 2, 2, 3, 4]))
-        padding = (rng.randint(0, kh * dilation[0] // 2 + 1), rng.randint(0, kw * dilation[1] // 2 + 1))
-        h, w = rng.randint(1, 18), rng.choice([rng.randint(1, 40), 7, 14, 28, 16, 32])
-        epilogue = Epilogue(rng.random() < 0.7, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4)
-        order = rng.choice(["nchw", "nchw", "channels_last"])
-        c, multiplier = rng.randint(1, 3), rng.choice([1, 1, 2, 3])
-        if order == "channels_last":
-            c, multiplier = rng.choice([3, 8, 12, 40]), 1
-        p = ConvProblem(rng.randint(1, 3), c, h, w, kh, kw, stride, padding, dilation, multiplier, rng.choice(dtypes),
-                        order, epilogue)  # fmt: skip
-        p = replace(p, **fixed)
-        if p.oh > 0 and p.ow > 0:
-            return p
 
 
 def run(p: ConvProblem, config: DirectConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,18 +67,6 @@ def test_every_config_is_right(shape: tuple[int, int, int, int, int], dtype: str
         run(p, config)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_sample_of_problems_and_configs_is_right(seed: int):
-    """Strides, dilations, multipliers, even and rectangular kernels, paddings, epilogues, each with one of its configs."""
-    rng = random.Random(seed)
-    for _ in range(8):
-        p = draw(rng)
-        assert DIRECT.why_not(p, H100) is None
-        config = rng.choice(DIRECT.configs(p, H100))
-        print(p, p.padding, config)
-        run(p, config)
-
-
 @pytest.mark.parametrize(
     "fields",
     [{"kh": 3, "kw": 3, "dilation": (18, 18), "padding": (18, 18), "w": 40},  # atrous pyramids; vectors that nobody reads
@@ -116,7 +85,7 @@ def test_counted_work_is_what_the_kernel_does(recorded):
     rng = random.Random(1)
     shared, kinds = 0, set()
     for _ in range(20):
-        p = draw(rng, ("float16", "float32"), epilogue=Epilogue())
+        p = depthwise(rng, ("float16", "float32"), epilogue=Epilogue())
         along_channels = p.layout == "channels_last"
         configs = [c for c in DIRECT.configs(p, H100) if bool(c.channels) == along_channels]
         several = rng.choice(sorted({c.rows > 1 for c in configs}))
@@ -237,7 +206,7 @@ def test_compiled(arch: str):
     rng, cases, posed = random.Random(arch), [], []
     for i in range(4):
         order: dict[str, Any] = {"layout": "channels_last", "multiplier": 1} if i % 2 else {"layout": "nchw"}
-        p = draw(rng, n=64, c=96, h=56, **order)
+        p = depthwise(rng, n=64, c=96, h=56, **order)
         configs = DIRECT.configs(p, gpus.for_arch(arch))
         number = rng.choice([i for i, c in enumerate(configs) if bool(c.channels) == (p.layout != "nchw")])
         epilogue = (p.epilogue.bias, p.epilogue.activation, False)

@@ -6,45 +6,17 @@ import random
 import zlib
 
 import pytest
-import test_convffn
-import test_convstem
-import test_dense
-import test_direct
-import test_toeplitz
 import torch
+from drawing import DRAW
 
 from lk_triton import gpu as gpus
 from lk_triton.algorithms import registry
 from lk_triton.algorithms.base import with_prepacked
-from lk_triton.ops.problem import ConvProblem, DenseProblem, Epilogue, FfnProblem, Problem, StemProblem
+from lk_triton.ops.problem import ConvProblem, DenseProblem, FfnProblem, Problem, StemProblem
 from lk_triton.planning.accuracy import Gate
 
 pytestmark = pytest.mark.gpu
 CONFIGS = 4
-
-
-def draw_toeplitz_hopper(rng: random.Random) -> ConvProblem:
-    """Batches that do and do not fill a tile block, odd sizes, every epilogue."""
-    kh, kw = rng.choice([(7, 7), (13, 13), (31, 31), (51, 5), (5, 21), (27, 27)])
-    h, w = rng.choice([(rng.randint(1, 40), rng.randint(1, 70)), (56, 56), (28, 28), (14, 14), (7, 7)])
-    epilogue = Epilogue(rng.random() < 0.7, rng.choice([None, "relu", "gelu", "silu"]), rng.random() < 0.4)
-    return ConvProblem(
-        rng.choice([1, 3, 64, 100, 128]), rng.choice([1, 3, 40]), h, w, kh, kw,
-        padding=(rng.choice([kh // 2, 0 if h >= kh else kh // 2]), kw // 2), dtype=rng.choice(["float16", "bfloat16"]),
-        layout=rng.choice(["nchw", "channel_major"]), epilogue=epilogue,
-    )  # fmt: skip
-
-
-DRAW = {
-    "toeplitz_hopper": draw_toeplitz_hopper,
-    "toeplitz": test_toeplitz.random_problem,
-    "direct": test_direct.draw,
-    "pointwise": lambda rng: test_dense.random_problem(rng, True),
-    "implicit_gemm": lambda rng: test_dense.random_problem(rng, False),
-    "convffn": test_convffn.random_problem,
-    "convstem": test_convstem.random_problem,
-    "layerwise": lambda rng: rng.choice([test_convffn, test_convstem]).random_problem(rng),
-}
 
 LAYERS: dict[str, Problem] = {
     **{

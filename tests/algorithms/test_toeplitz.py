@@ -8,6 +8,7 @@ from math import ceil
 
 import pytest
 import torch
+from drawing import large_kernels
 from numerics import assert_accurate
 
 from lk_triton import gpu as gpus
@@ -81,18 +82,12 @@ def test_every_way_that_images_fill_blocks_of_tiles(images: int) -> None:
         run(p, config)
 
 
-def random_problem(rng: random.Random) -> ConvProblem:
-    kh, kw = rng.choice([3, 5, 7, 13]), rng.choice([3, 5, 11, 21])
-    h, w = rng.choice([(rng.randint(1, 20), rng.randint(1, 40)), (7, 7), (14, 14)])
-    return problem(rng.choice([1, 2, 5, 16]), 1, h, w, kh, kw, rng.choice(["float16", "float32"]))
-
-
 def test_counted_work_is_what_the_kernel_does(recorded):
     """Random problems and configs: multiply-adds and bytes of the estimate equal those recorded, and the result is right."""
     rng = random.Random(0)
     seen = set()
     for _ in range(20):
-        p = random_problem(rng)
+        p = large_kernels(rng)
         configs = TOEPLITZ.configs(p, gpus.TABLE["h100"])
         kinds = sorted({(c.swap, c.step_rows > 1) for c in configs})
         kind = rng.choice(kinds)
